@@ -1,0 +1,48 @@
+"""One error for the mistakes a user can mend, and the frame every stage runs in."""
+
+import contextlib
+import difflib
+import errno
+import sys
+from collections.abc import Iterable, Iterator
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message is one sentence naming the thing, the value and the way out."""
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest known word, else " (known: a, b)"."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether `error` means a full disk; safetensors and pyarrow wrap the errno in text."""
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Run a stage's `main`: a user's mistake, a full disk and Ctrl-C become one line and a non-zero exit.
+
+    Everything else is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(_say(name, "interrupted; run it again to go on", 130))
+    except UserError as error:
+        sys.exit(_say(name, str(error), 1))
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        where = getattr(error, "filename", None) or "the project's folder"
+        sys.exit(_say(name, f"the disk is full while writing {where}: free some space and run it again", 1))
+
+
+def _say(name: str, sentence: str, status: int) -> int:
+    print(f"{name}: {sentence}", file=sys.stderr, flush=True)
+    return status
