@@ -1,0 +1,155 @@
+"""bitsandbytes: LLM.int8() and the 4-bit formats NF4 and FP4 with block-wise scales.
+
+Dettmers et al. 2022 (arXiv 2208.07339) and 2023, QLoRA (arXiv 2305.14314). Checkpoints are those of Transformers'
+`BitsAndBytesConfig`: `WhisperForConditionalGeneration.from_pretrained(folder)` loads them without us.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends
+from pipeline.errors import UserError
+from pipeline.params import Variant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.backends import Calibrate
+    from pipeline.whisper import Whisper
+
+DEVICES = ("cpu", "cuda")
+_BLOCK_SIZE = 64
+_OUTLIER_THRESHOLD = 6.0
+"""Activations beyond it are multiplied in floating point: LLM.int8()'s own default, and Transformers'."""
+
+
+def supports(variant: Variant) -> Variant:
+    """int8 has a scale per channel and quantizes activations by row; fp4 and nf4 are weight-only, in blocks."""
+    where = f" with format {variant.format}"
+    backends.choose("bnb", "format", variant.format, ("int", "fp", "nf"))
+    if variant.format == "int":
+        backends.choose("bnb", "bits", variant.bits, (8,), where)
+        backends.choose("bnb", "activations", variant.activations, ("dynamic",), f"{where}: LLM.int8() quantizes them")
+        backends.choose("bnb", "granularity", variant.granularity or "channel", ("channel",), where)
+        backends.choose("bnb", "double_quant", variant.double_quant, (False,), where)
+        granularity, group_size = "channel", None
+    else:
+        backends.choose("bnb", "bits", variant.bits, (4,), where)
+        backends.choose("bnb", "activations", variant.activations, ("none",), f"{where}: it is weight-only")
+        backends.choose("bnb", "granularity", variant.granularity or "group", ("group",), where)
+        granularity, group_size = "group", variant.group_size or _BLOCK_SIZE
+        backends.choose("bnb", "group_size", group_size, (64, 128, 256, 512, 1024, 2048, 4096))
+    backends.choose("bnb", "symmetric", variant.symmetric is not False, (True,), ": its formats have no zero points")
+    return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=True)
+
+
+def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+    """Replace the layers with Linear8bitLt or Linear4bit; moving them to a device quantizes them."""
+    import torch
+
+    _quiet()
+    if "proj_out" in layers:
+        raise UserError("bnb: proj_out is tied to the token embedding, which stays in fp32; put it in exclude")
+    for name in layers:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, torch.nn.Linear)
+        empty = _layer(linear.in_features, linear.out_features, linear.bias is not None, _config(variant))
+        parameter = empty.weight
+        settings = {
+            key: value for key, value in vars(parameter).items() if key not in ("data", "quant_state", "CB", "SCB")
+        }
+        if variant.group_size:
+            settings["blocksize"] = variant.group_size
+        empty.weight = type(parameter)(linear.weight.data, requires_grad=False, **settings)
+        empty.bias = linear.bias
+        model.set_submodule(name, empty.to(linear.weight.device).eval())
+
+
+def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+    """Write the state dict, and the quantization config that Transformers looks for in config.json."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    skipped = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    config["quantization_config"] = {**_config(variant), "llm_int8_skip_modules": skipped}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load(folder: Path, device: str) -> "Whisper":
+    """Rebuild each layer from its quantized weights and their statistics."""
+    import torch
+    from bitsandbytes.nn import Int8Params, Params4bit
+    from safetensors.torch import load_file
+
+    from pipeline import whisper
+
+    _quiet()
+    model = whisper.skeleton(folder)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    tensors = load_file(folder / "model.safetensors", device=device)
+    layers = {name: whisper.split(tensors, name) for name in _quantized(tensors)}
+    whisper.assign(model, tensors, folder, replaced=list(layers))
+    for name, own in layers.items():
+        old = model.get_submodule(name)
+        assert isinstance(old, torch.nn.Linear)
+        layer = _layer(old.in_features, old.out_features, old.bias is not None, config, device="meta")
+        weight = own["weight"]
+        if config["load_in_8bit"]:
+            layer.weight = Int8Params(weight, requires_grad=False, CB=weight, SCB=own["SCB"])
+        else:
+            statistics = whisper.split(own, "weight")
+            layer.weight = Params4bit.from_prequantized(weight, statistics, device=device, module=layer)
+        layer.bias = torch.nn.Parameter(own["bias"], requires_grad=False) if "bias" in own else None
+        model.set_submodule(name, layer.eval())
+    return model
+
+
+def _quiet() -> None:
+    """Silence a warning at every multiplication (inputs are cast to float16: part of LLM.int8()) and kernel adverts."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _config(variant: Variant) -> dict[str, Any]:
+    """Return the settings as Transformers' BitsAndBytesConfig names them."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_8bit": variant.format == "int",
+        "load_in_4bit": variant.format != "int",
+        "llm_int8_threshold": _OUTLIER_THRESHOLD,
+        "bnb_4bit_quant_type": f"{variant.format}4" if variant.format != "int" else "fp4",
+        "bnb_4bit_use_double_quant": variant.double_quant,
+        "bnb_4bit_compute_dtype": "float32",
+        "bnb_4bit_quant_storage": "uint8",
+    }
+
+
+def _layer(inputs: int, outputs: int, bias: bool, config: dict[str, Any], device: str | None = None) -> "nn.Linear":
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    if config["load_in_8bit"]:
+        return Linear8bitLt(
+            inputs, outputs, bias, has_fp16_weights=False, threshold=config["llm_int8_threshold"], device=device
+        )
+    return Linear4bit(
+        inputs,
+        outputs,
+        bias,
+        compute_dtype=torch.float32,
+        compress_statistics=config["bnb_4bit_use_double_quant"],
+        quant_type=config["bnb_4bit_quant_type"],
+        device=device,
+    )
+
+
+def _quantized(tensors: dict[str, Any]) -> list[str]:
+    """Name the layers whose statistics stand among the tensors."""
+    marks = (".SCB", ".weight.absmax")
+    return sorted(key.removesuffix(mark) for key in tensors for mark in marks if key.endswith(mark))
+

@@ -1,0 +1,91 @@
+"""HQQ: weight-only 8, 4, 3, 2 and 1 bits in groups, with half-quadratic optimization of the zero points.
+
+Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models". A checkpoint holds each layer's
+`HQQLinear.state_dict()`, which is tensors only, in safetensors: `HQQLinear.load_state_dict` reads it without us.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends
+from pipeline.errors import UserError
+from pipeline.params import Variant
+
+if TYPE_CHECKING:
+    from pipeline.backends import Calibrate
+    from pipeline.whisper import Whisper
+
+DEVICES = ("cpu", "cuda")
+_LAYERS = "hqq_layers.json"
+_GROUP_SIZE = 64
+
+
+def supports(variant: Variant) -> Variant:
+    """Weights only, asymmetric; per group along a row, or per channel (a whole row)."""
+    backends.choose("hqq", "format", variant.format, ("int",))
+    backends.choose("hqq", "bits", variant.bits, (8, 4, 3, 2, 1))
+    backends.choose("hqq", "activations", variant.activations, ("none",), ": it is weight-only")
+    granularity = variant.granularity or "group"
+    backends.choose("hqq", "granularity", granularity, ("channel", "group"))
+    backends.choose("hqq", "symmetric", bool(variant.symmetric), (False,), ": it always has zero points")
+    backends.choose("hqq", "double_quant", variant.double_quant, (False,))
+    group_size = (variant.group_size or _GROUP_SIZE) if granularity == "group" else None
+    if group_size is not None and group_size % 8:
+        raise UserError(f"hqq: group_size {group_size} is not possible (choose a multiple of 8 that divides every row)")
+    return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=False)
+
+
+def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+    """Replace the layers with HQQLinear, computing in fp32 as the baseline does."""
+    import torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    for name in layers:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, torch.nn.Linear)
+        if variant.group_size and linear.in_features % variant.group_size:
+            raise UserError(
+                f"hqq: group_size {variant.group_size} does not divide the {linear.in_features} inputs of {name}; "
+                "choose one that divides every row, such as 64"
+            )
+        config = BaseQuantizeConfig(nbits=variant.bits, group_size=variant.group_size, axis=1)
+        quantized = HQQLinear(linear, config, compute_dtype=torch.float32, device=str(linear.weight.device))
+        model.set_submodule(name, quantized)
+
+
+def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+    """Write all tensors, and the names of the quantized layers beside them."""
+    from hqq.core.quantize import HQQLinear
+    from safetensors.torch import save_file
+
+    layers = [name for name, module in model.named_modules() if isinstance(module, HQQLinear)]
+    tensors: dict[str, Any] = model.state_dict()
+    if "proj_out" not in layers:
+        del tensors["proj_out.weight"]  # tied, as in Transformers' checkpoints
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (folder / _LAYERS).write_text(json.dumps(layers, indent=2))
+
+
+def load(folder: Path, device: str) -> "Whisper":
+    """Rebuild each HQQLinear from its own state dict."""
+    import torch
+    from hqq.core.quantize import HQQLinear
+    from safetensors.torch import load_file
+
+    from pipeline import whisper
+
+    model = whisper.skeleton(folder)
+    tensors = load_file(folder / "model.safetensors", device=device)
+    layers = {name: whisper.split(tensors, name) for name in json.loads((folder / _LAYERS).read_text())}
+    whisper.assign(model, tensors, folder, replaced=list(layers))
+    for name, own in layers.items():
+        layer = HQQLinear(None, None, compute_dtype=torch.float32, device=device, initialize=False)
+        layer.load_state_dict(own)
+        model.set_submodule(name, layer)
+    return model

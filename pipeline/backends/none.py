@@ -1,0 +1,43 @@
+"""No quantization: the baseline itself, so that it goes the same way through the pipeline as what is compared with it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import backends
+from pipeline.params import Variant
+
+if TYPE_CHECKING:
+    from pipeline.backends import Calibrate
+    from pipeline.whisper import Whisper
+
+DEVICES = ("cpu", "cuda")
+
+
+def supports(variant: Variant) -> Variant:
+    """Accept fp32 and nothing else."""
+    backends.choose("none", "bits", variant.bits, (32,))
+    backends.choose("none", "format", variant.format, ("float",))
+    backends.choose("none", "activations", variant.activations, ("none",))
+    for key in ("granularity", "group_size", "symmetric"):
+        backends.choose("none", key, getattr(variant, key), (None,), " without quantization")
+    backends.choose("none", "double_quant", variant.double_quant, (False,), " without quantization")
+    return variant
+
+
+def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+    """Leave the model as it is."""
+
+
+def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+    """Write the weights as Transformers does: the tied head is not stored."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder: Path, device: str) -> "Whisper":
+    """Read the weights back."""
+    from pipeline import whisper
+
+    return whisper.load(folder, device)

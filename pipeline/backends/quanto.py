@@ -1,0 +1,116 @@
+"""Optimum-Quanto: weight-only int8, int4, int2 and float8, and int8 with calibrated activations.
+
+Checkpoints are quanto's own, model.safetensors and quanto_qmap.json, as `QuantizedTransformersModel` writes them:
+`optimum.quanto.requantize` loads them into Transformers' Whisper.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import backends
+from pipeline.params import Variant
+
+if TYPE_CHECKING:
+    from pipeline.backends import Calibrate
+    from pipeline.whisper import Whisper
+
+DEVICES = ("cpu", "cuda")
+_TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float", 8): "qfloat8"}
+
+
+def supports(variant: Variant) -> Variant:
+    """8 bits go with a scale per channel, fewer with groups whose size quanto chooses (128, or what divides a row)."""
+    backends.choose("quanto", "format", variant.format, ("int", "float"))
+    backends.choose(
+        "quanto",
+        "bits",
+        variant.bits,
+        tuple(bits for kind, bits in _TYPES if kind == variant.format),
+        f" with format {variant.format}",
+    )
+    backends.choose("quanto", "activations", variant.activations, ("none", "static"))
+    if variant.activations == "static":
+        backends.choose("quanto", "bits", variant.bits, (8,), " with activations static")
+        backends.choose("quanto", "format", variant.format, ("int",), " with activations static")
+    grouped = variant.bits < 8
+    granularity = "group" if grouped else "channel"
+    where = f" with {variant.bits} bits"
+    backends.choose("quanto", "granularity", variant.granularity or granularity, (granularity,), where)
+    backends.choose("quanto", "group_size", variant.group_size, (None, 128) if grouped else (None,), where)
+    symmetric = not grouped if variant.symmetric is None else variant.symmetric
+    backends.choose("quanto", "symmetric", symmetric, (not grouped,), where)
+    backends.choose("quanto", "double_quant", variant.double_quant, (False,))
+    return dataclasses.replace(
+        variant, granularity=granularity, group_size=128 if grouped else None, symmetric=symmetric
+    )
+
+
+def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+    """Quantize with `optimum.quanto.quantize`, `Calibration` and `freeze`."""
+    from optimum import quanto
+
+    static = variant.activations == "static"
+    quanto.quantize(
+        model,
+        weights=quanto.qtypes[_TYPES[variant.format, variant.bits]],
+        activations=quanto.qint8 if static else None,
+        include=layers,
+    )
+    if static:
+        _keep_outputs(model)
+        with quanto.Calibration():
+            calibrate(model)
+    quanto.freeze(model)
+
+
+def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+    """Write the state dict and the quantization map."""
+    from optimum import quanto
+    from safetensors.torch import save_file
+
+    tensors = model.state_dict()
+    quantization_map = quanto.quantization_map(model)
+    if "proj_out" not in quantization_map:
+        del tensors["proj_out.weight"]  # tied, as in Transformers' checkpoints
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (folder / "quanto_qmap.json").write_text(json.dumps(quantization_map, indent=4))
+
+
+def load(folder: Path, device: str) -> "Whisper":
+    """Read the checkpoint back with `optimum.quanto.requantize`."""
+    import torch
+    from optimum import quanto
+    from safetensors.torch import load_file
+
+    from pipeline import whisper
+
+    model = whisper.skeleton(folder)
+    tensors = load_file(folder / "model.safetensors")
+    quantization_map = json.loads((folder / "quanto_qmap.json").read_text())
+    if "proj_out" not in quantization_map:
+        tensors["proj_out.weight"] = tensors["model.decoder.embed_tokens.weight"]
+    quanto.requantize(model, tensors, quantization_map, device=torch.device(device))
+    if "proj_out" not in quantization_map:
+        model.tie()
+    if any(entry["activations"] != "none" for entry in quantization_map.values()):
+        _keep_outputs(model)
+    return model.requires_grad_(False)
+
+
+def _keep_outputs(model: "Whisper") -> None:
+    """Leave quantized layers' outputs in floating point.
+
+    What follows a Linear layer in Whisper (residual sums, LayerNorm, attention over caches) is not quantized, so that
+    quanto's own streamlining takes this decision for every layer; its checkpoints do not record it.
+    """
+    from optimum.quanto.nn import QModuleMixin
+
+    for module in model.modules():
+        if isinstance(module, QModuleMixin):
+            module.disable_output_quantization()

@@ -1,0 +1,28 @@
+# make run   set up, run the study, print its table
+# make test  set up, run all tests
+# make lint  set up, check format, style and types
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: run test lint
+
+run: .venv/.installed
+	python -m pipeline.support --check
+	dvc repro
+	@python -m pipeline.table
+
+test: .venv/.installed
+	python -m pytest
+
+lint: .venv/.installed
+	ruff format --check
+	ruff check
+	mypy
+
+# DISABLE_CUDA: hqq would otherwise compile CUDA kernels that the study does not use.
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	DISABLE_CUDA=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@

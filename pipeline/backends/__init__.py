@@ -1,0 +1,84 @@
+"""The quantization libraries behind one face: a module each, of four functions; nothing else knows a library.
+
+    supports(variant) -> Variant          the variant with the library's defaults filled in; UserError when it cannot
+    quantize(model, layers, variant, calibrate)   quantize these Linear layers of the model in place
+    save(model, variant, folder)          write model.safetensors, and what else the library's own loaders need
+    load(folder, device) -> Whisper       read it back; the backend alone decides how
+
+`calibrate(model)` transcribes the calibration audio with the model while the library watches its activations.
+To add a library, add a module here: its file name is the backend's name in params.yaml.
+"""
+
+import fnmatch
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from pipeline.errors import UserError, suggestion
+from pipeline.params import Variant, backends
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.whisper import Whisper
+
+    Calibrate = Callable[[Whisper], None]
+
+
+class Backend(Protocol):
+    """What each module here provides."""
+
+    DEVICES: tuple[str, ...]
+    """Device types with kernels of the library, the CPU among them: `cpu`, `cuda`."""
+
+    def supports(self, variant: Variant) -> Variant: ...
+
+    def quantize(self, model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None: ...
+
+    def save(self, model: "Whisper", variant: Variant, folder: Path) -> None: ...
+
+    def load(self, folder: Path, device: str) -> "Whisper": ...
+
+
+def get(name: str) -> Backend:
+    """Import a backend by name; the library itself is imported only when it is used."""
+    if name not in backends():
+        raise UserError(f"unknown backend {name!r}{suggestion(name, backends())}")
+    return cast(Backend, importlib.import_module(f"pipeline.backends.{name}"))
+
+
+def select(model: "torch.nn.Module", include: list[str], exclude: list[str]) -> list[str]:
+    """Name the Linear layers that match a pattern of `include` and none of `exclude`, in the model's order.
+
+    Raises UserError when a pattern matches no layer: a misspelt one would leave layers out silently.
+    """
+    from torch import nn
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(linear, pattern):
+                raise UserError(f"{key}: no Linear layer matches {pattern!r}{suggestion(pattern, linear[:1] + linear[-1:])}")
+    chosen = [
+        name
+        for name in linear
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+    ]
+    if not chosen:
+        raise UserError(f"include {include} and exclude {exclude} leave no layer to quantize")
+    return chosen
+
+
+def choose(backend: str, key: str, value: object, choices: tuple[object, ...], where: str = "") -> None:
+    """Raise the sentence about a setting that the library lacks.
+
+    >>> choose("hqq", "bits", 5, (8, 4, 3, 2))
+    UserError: hqq: bits 5 is not possible (choose 8, 4, 3 or 2)
+    """
+    if value not in choices:
+        words = [str(choice).lower() if choice is None or isinstance(choice, bool) else str(choice) for choice in choices]
+        listed = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+        shown = str(value).lower() if isinstance(value, bool) else value
+        raise UserError(f"{backend}: {key} {shown} is not possible{where} (choose {listed})")

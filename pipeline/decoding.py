@@ -1,0 +1,118 @@
+"""Utterances to text: batches of similar duration, greedy decoding."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from pipeline import audio, corpus
+from pipeline.corpus import Utterance
+from pipeline.errors import UserError, suggestion
+from pipeline.whisper import Whisper
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What decoding must know of a checkpoint's tokens."""
+
+    tokenizer: Tokenizer
+    prompt: list[int]
+    end: int
+    """The end-of-text token; every id from here on is special and never part of the text."""
+    suppressed: list[int]
+    suppressed_first: list[int]
+    """Tokens that may not come first: a blank, the end."""
+
+    @classmethod
+    def read(cls, folder: Path, language: str, task: str) -> "Vocabulary":
+        """Read tokenizer.json and generation_config.json of a checkpoint.
+
+        Raises UserError when the model does not know the language or the task.
+        """
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        prompt = ["<|startoftranscript|>"]
+        if config.get("is_multilingual", True):
+            known = [key.strip("<|>") for key in config.get("lang_to_id", {})]
+            if known and language not in known:
+                raise UserError(f"decoding: unknown language {language!r}{suggestion(language, known)}")
+            prompt += [f"<|{language}|>", f"<|{task}|>"]
+        elif (language, task) != ("en", "transcribe"):
+            raise UserError(f"decoding: this model only transcribes English, so {language}/{task} needs another model")
+        ids = [tokenizer.token_to_id(token) for token in [*prompt, "<|notimestamps|>", "<|endoftext|>"]]
+        if None in ids:
+            raise UserError(f"{folder}/tokenizer.json lacks the token {[*prompt, '<|notimestamps|>'][ids.index(None)]!r}")
+        return cls(
+            tokenizer=tokenizer,
+            prompt=ids[:-1],
+            end=ids[-1],
+            suppressed=config.get("suppress_tokens") or [],
+            suppressed_first=config.get("begin_suppress_tokens") or [],
+        )
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """Turn tokens into text, without the special ones."""
+        return self.tokenizer.decode([token for token in tokens if token < self.end])
+
+
+def batches(utterances: Iterable[Utterance], size: int) -> Iterator[list[Utterance]]:
+    """Group utterances of similar duration, longest first, so that a batch's rows end at about the same step."""
+    ordered = sorted(utterances, key=lambda utterance: (-utterance.duration, utterance.id))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def texts(model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int) -> list[str]:
+    """Return each utterance's text; one beyond 30 s is decoded in windows, whose texts are joined."""
+    pieces = [audio.windows(corpus.samples(utterance)) for utterance in batch]
+    flat = [window for windows in pieces for window in windows]
+    features = audio.log_mel(flat, model.config.num_mel_bins).to(model.device)
+    tokens = iter(greedy(model, features, vocabulary, max_new_tokens))
+    return [" ".join(vocabulary.text(next(tokens)).strip() for _ in windows) for windows in pieces]
+
+
+@torch.no_grad()  # not inference_mode: quanto's 4-bit tensors need version counters
+def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tokens: int) -> list[list[int]]:
+    """Return each row's tokens, the likeliest one at a time, without prompt and end.
+
+    `features` are (batch, mels, frames) on the model's device. At most `max_new_tokens` tokens, and no more than the
+    model has positions for.
+    """
+    limit = min(max_new_tokens, model.config.max_target_positions - len(vocabulary.prompt))
+    caches = model.caches(features, len(vocabulary.prompt) + limit)
+    results: list[list[int]] = [[] for _ in range(len(features))]
+    rows = list(range(len(features)))  # the utterance in each row of the batch
+    ended: set[int] = set()
+    tokens = torch.tensor([vocabulary.prompt] * len(rows), device=model.device)
+    barred = _barrier(model, vocabulary.suppressed)
+    barred_now = barred + _barrier(model, vocabulary.suppressed_first)
+    for _ in range(limit):
+        best = (model.next_logits(tokens, caches) + barred_now).argmax(dim=1)
+        barred_now = barred
+        for utterance, token in zip(rows, best.tolist(), strict=True):
+            if token == vocabulary.end:
+                ended.add(utterance)
+            elif utterance not in ended:
+                results[utterance].append(token)
+        going = [row for row, utterance in enumerate(rows) if utterance not in ended]
+        if not going:
+            break
+        if len(going) <= len(rows) // 2:  # dropping ended rows copies the caches: worth it by halves
+            keep = torch.tensor(going, device=model.device)
+            best, rows = best[keep], [rows[row] for row in going]
+            for own, audio in caches:
+                own.select(keep)
+                audio.select(keep)
+        tokens = best[:, None]
+    return results
+
+
+def _barrier(model: Whisper, tokens: list[int]) -> Tensor:
+    """Return a row to add to logits: minus infinity at the suppressed tokens, else 0."""
+    barrier = torch.zeros(model.config.vocab_size, device=model.device)
+    barrier[tokens] = float("-inf")
+    return barrier

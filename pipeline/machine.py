@@ -1,0 +1,66 @@
+"""The machine a figure comes from: its devices, memory, threads and versions."""
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import backends
+from pipeline.errors import UserError
+
+_PACKAGES = ("torch", "optimum-quanto", "hqq", "bitsandbytes")
+
+
+def device(wanted: str, backend: str) -> str:
+    """Choose the device: `auto` takes the GPU where there is one and the backend has kernels for it.
+
+    A backend without kernels for the wanted device runs on the CPU; the timings say so. Raises UserError when a GPU is
+    asked for by name and there is none.
+    """
+    import torch
+
+    if wanted == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        if wanted != "auto":
+            raise UserError(f"device is {wanted!r}, but PyTorch sees no GPU here; set device to auto or cpu")
+        return "cpu"
+    count = torch.cuda.device_count()
+    if wanted.startswith("cuda:") and int(wanted.removeprefix("cuda:")) >= count:
+        raise UserError(f"device is {wanted!r}, but this machine has {count} GPU(s), numbered from 0")
+    if "cuda" not in backends.get(backend).DEVICES:
+        print(f"{backend} has no kernels for a GPU: this variant runs on the CPU", file=sys.stderr)
+        return "cpu"
+    return "cuda" if wanted == "auto" else wanted
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done its work, so that a clock read next is true."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Return peak memory in MB (10^6 bytes), threads, the processor's name and the libraries' versions."""
+    import torch
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    gpu = device != "cpu"
+    return {
+        "peak_rss_mb": round(peak / 1e6, 1),
+        "peak_gpu_mb": round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if gpu else None,
+        "threads": torch.get_num_threads(),
+        "machine": torch.cuda.get_device_name(device) if gpu else _processor(),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()

@@ -1,0 +1,268 @@
+"""Draw the results as figures: word error rate against size, and each variant's difference to fp32."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from math import cos, radians, sin
+from typing import TYPE_CHECKING, Any
+
+from pipeline import errors, files
+from pipeline.params import BASELINE, CANDIDATE
+from pipeline.table import FIGURES, Result, by_split, read
+
+if TYPE_CHECKING:  # matplotlib is imported late: it takes longer than all the rest
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours, which the colour-blind tell apart, and a marker each for print in grey.
+LOOKS = {
+    "none": ("#555555", "D"),
+    "torch": ("#D55E00", "s"),
+    "quanto": ("#0072B2", "o"),
+    "hqq": ("#009E73", "^"),
+    "bnb": ("#CC79A7", "v"),
+}
+OTHER = ("#E69F00", "P")
+"""A backend that has no look of its own yet."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.dpi": "figure",
+}
+
+RING: dict[str, Any] = {"color": "none", "marker": "o", "markersize": 11, "markeredgecolor": "black"}
+"""Around the candidate's point."""
+
+PALE = 0.35
+"""How strongly bars without a significant difference are drawn."""
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in pixels."""
+
+
+def limit(results: Sequence[Result]) -> float:
+    """Return the WER at which an axis ends: variants beyond it are drawn at its edge, or they would squash the others.
+
+    It is at most twice fp32's WER, or 5 points above it where that is more.
+    """
+    base = _baseline(results).wer
+    most = max(2 * base, base + 5)
+    return min(most, max(result.wer_high for result in results if result.wer <= most))
+
+
+def pareto(results: Sequence[Result]) -> list[Result]:
+    """Return the variants that none other beats in both size and WER, smallest first; of equals, the first."""
+    front: list[Result] = []
+    for result in sorted(results, key=lambda result: (result.size_mb, result.wer)):
+        if not front or result.wer < front[-1].wer:
+            front.append(result)
+    return front
+
+
+def free_place(width: float, height: float, point: tuple[float, float], taken: Sequence[Box], frame: Box) -> Box:
+    """Return where a label of this size goes: the place nearest to its point that is inside the frame and free.
+
+    Where none is free, the place that covers the least.
+    """
+    best, least = None, float("inf")
+    for box in _places(width, height, point):
+        outside = max(frame[0] - box[0], frame[1] - box[1], box[2] - frame[2], box[3] - frame[3], 0) * 1000
+        covered = outside + sum(_overlap(box, other) for other in taken)
+        if covered < least:
+            best, least = box, covered
+        if covered == 0:
+            break
+    assert best is not None  # noqa: S101 - there are always places
+    return best
+
+
+def _places(width: float, height: float, point: tuple[float, float]) -> Iterator[Box]:
+    for distance in range(12, 250, 10):
+        for degrees in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90):
+            x, y = point[0] + distance * cos(radians(degrees)), point[1] + distance * sin(radians(degrees))
+            left = x - width * (0.5 if abs(degrees) == 90 else abs(degrees) > 90)  # its near side faces the point
+            yield left, y - height / 2, left + width, y + height / 2
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def wer_vs_size(results: Sequence[Result]) -> "Figure":
+    """Return the figure of WER against size: a panel per split, a point per variant with its own 95 % interval."""
+    from matplotlib.figure import Figure
+
+    panels = list(by_split(results).values())
+    figure = Figure(figsize=(9, 0.8 + 4.4 * len(panels)), layout="constrained")
+    every_axes = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
+    for axes, group in zip(every_axes, panels, strict=True):
+        _scatter(axes, group)
+    every_axes[-1].set_xlabel("weights on disk, MB")
+    notes = [
+        _handle(BASELINE, color="black", linewidth=0.8, linestyle="--"),
+        _handle("best WER at its size (Pareto front)", color="0.88", linewidth=4),
+        _handle("candidate", **RING),
+        _handle("beyond the axis", color="none", marker="o", markersize=6, markeredgecolor="0.4"),
+    ]
+    figure.legend(handles=[*_backends(results), *notes], loc="outside upper center", ncols=4)
+    figure.draw_without_rendering()  # only a figure laid out knows where labels would collide
+    figure.set_layout_engine("none")
+    for axes, group in zip(every_axes, panels, strict=True):
+        _name_points(axes, group, figure.dpi)
+    return figure
+
+
+def _scatter(axes: "Axes", results: Sequence[Result]) -> None:
+    baseline, top = _baseline(results), limit(results)
+    sizes = [result.size_mb for result in results if result is not baseline] or [baseline.size_mb]
+    margin = 0.12 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
+    low = min(result.wer_low for result in results)
+    axes.set_xlim(min(sizes) - margin, max(sizes) + margin)
+    axes.set_ylim(max(0.0, low - 0.05 * (top - low)), top + 0.08 * (top - low))
+    axes.set_title(_title(results))
+    axes.set_ylabel("word error rate, %, with its 95 % interval")
+    axes.axhline(baseline.wer, color="black", linewidth=0.8, linestyle="--", zorder=1)
+    if baseline.size_mb > axes.get_xlim()[1]:  # with fp32 inside, the others would crowd in a corner
+        name, at = f"{BASELINE},\n{baseline.size_mb:.0f} MB", (axes.get_xlim()[1], baseline.wer)
+        axes.annotate(name, at, (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    front = pareto(results)
+    axes.step([r.size_mb for r in front], [r.wer for r in front], where="post", color="0.88", linewidth=4, zorder=0)
+    for result in results:
+        color, marker = _look(result)
+        beyond = result.wer > top
+        if not beyond:
+            axes.vlines(result.size_mb, result.wer_low, result.wer_high, color=color, linewidth=1, alpha=0.4)
+        face = "white" if beyond else color
+        axes.plot(*_point(result, top), marker=marker, markersize=6, markerfacecolor=face, markeredgecolor=color)
+        if result.variant == CANDIDATE:
+            axes.plot(*_point(result, top), **RING)
+
+
+def _name_points(axes: "Axes", results: Sequence[Result], dpi: float) -> None:
+    from matplotlib.patheffects import withStroke
+
+    top = limit(results)
+    left, right = axes.get_xlim()
+    visible = [result for result in results if left <= result.size_mb <= right]
+    pixels = [tuple(axes.transData.transform(_point(result, top))) for result in visible]
+    frame = axes.bbox.extents
+    line = axes.transData.transform((right, _baseline(results).wer))[1]
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in pixels] + [(frame[0], line - 1, frame[2], line + 1)]
+    for result, (x, y) in zip(visible, pixels, strict=True):
+        text = axes.annotate(
+            f"{result.variant} ({result.wer:.0f} %)" if result.wer > top else result.variant,
+            _point(result, top),
+            (0, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            fontweight="bold" if result.variant == CANDIDATE else "normal",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": _look(result)[0], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )
+        extent = text.get_window_extent()
+        place = free_place(extent.width, extent.height, (x, y), taken, frame)
+        taken.append(place)
+        points = 72 / dpi  # of one pixel
+        text.set_position(((place[0] - x) * points, ((place[1] + place[3]) / 2 - y) * points))
+
+
+def differences(results: Sequence[Result]) -> "Figure":
+    """Return the figure of WER: a panel per split, a bar per variant, and the interval of its difference to fp32.
+
+    The interval is the paired one, drawn from fp32's line: one that crosses the line tells no difference, even where
+    the two rates' own intervals are wide.
+    """
+    from matplotlib.figure import Figure
+
+    panels = list(by_split(results).values())
+    figure = Figure(figsize=(3 + 4.2 * len(panels), 1.6 + 0.24 * len(panels[0])), layout="constrained")
+    every_axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+    for axes, group in zip(every_axes, panels, strict=True):
+        _bars(axes, group)
+    notes = [
+        _handle(BASELINE, color="black", linewidth=0.8, linestyle="--"),
+        _handle("95 % interval of the difference to fp32", color="black", linewidth=1),
+        _handle("pale: no significant difference", color="0.5", alpha=PALE, marker="s", markersize=8, linestyle=""),
+    ]
+    figure.legend(handles=[*_backends(results, "s"), *notes], loc="outside upper center", ncols=4)
+    return figure
+
+
+def _bars(axes: "Axes", results: Sequence[Result]) -> None:
+    baseline = _baseline(results)
+    top = max(limit(results), *(r.wer + r.wer_delta_high - r.wer_delta for r in results if r.wer <= limit(results)))
+    for y, result in enumerate(results):
+        color, _ = _look(result)
+        beyond = result.wer > top
+        alike = result.verdict == "no significant difference"
+        axes.barh(y, min(result.wer, top), color=color, alpha=PALE if alike else 1.0, height=0.7)
+        low, high = baseline.wer + result.wer_delta_low, baseline.wer + result.wer_delta_high
+        if not beyond and result is not baseline:
+            axes.hlines(y, low, high, color="black", linewidth=1)
+        text = f"{result.wer:.2f}" + (" (cut)" if beyond else "")
+        at = top if beyond else max(high, result.wer)
+        axes.annotate(text, (at, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    axes.axvline(baseline.wer, color="black", linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, top * 1.15)
+    axes.set_ylim(len(results) - 0.4, -0.6)
+    for tick, result in zip(axes.set_yticks(range(len(results))), results, strict=True):
+        tick.label1.set(text=result.variant, fontweight="bold" if result.variant == CANDIDATE else "normal")
+    axes.set_title(_title(results))
+    axes.set_xlabel("word error rate, %")
+
+
+def _baseline(results: Sequence[Result]) -> Result:
+    return next(result for result in results if result.variant == BASELINE)
+
+
+def _point(result: Result, top: float) -> tuple[float, float]:
+    return result.size_mb, min(result.wer, top)
+
+
+def _look(result: Result) -> tuple[str, str]:
+    return LOOKS.get(result.backend, OTHER)
+
+
+def _title(results: Sequence[Result]) -> str:
+    return f"{results[0].split} ({results[0].utterances:,} utterances, {results[0].words:,} words)"
+
+
+def _handle(text: str, **look: Any) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=text, **look)
+
+
+def _backends(results: Sequence[Result], marker: str | None = None) -> list["Line2D"]:
+    looks = {result.backend: _look(result) for result in results if result.variant != BASELINE}
+    return [
+        _handle(backend, color=color, marker=marker or own, markersize=6, linestyle="")
+        for backend, (color, own) in looks.items()
+    ]
+
+
+def main() -> None:
+    """Read reports/results.csv alone; write reports/figures/wer_vs_size.png and wer.png."""
+    from matplotlib import style
+
+    results = read()
+    with style.context(["default", STYLE]):
+        for name, draw in (("wer_vs_size.png", wer_vs_size), ("wer.png", differences)):
+            with files.aside(FIGURES / name) as partial:
+                # Without the version of matplotlib the same table gives the same bytes.
+                draw(results).savefig(partial, format="png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipeline.plot", description=__doc__).parse_args()
+    with errors.stage("plot"):
+        main()

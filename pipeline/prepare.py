@@ -1,0 +1,183 @@
+"""Prepare the corpus: selected utterances with checked audio and transcripts, in Parquet shards."""
+
+import argparse
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import corpus, errors, files, params, sources
+from pipeline.errors import UserError
+from pipeline.sources import audio, layouts
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Row = dict[str, Any]
+
+SHARD_SECONDS = 15 * 60
+ROW_GROUP = 16  # utterances; what a reader holds in memory at once
+
+
+def select(speakers: Mapping[str, str], limit: int | None, seed: int) -> list[str]:
+    """Choose up to `limit` of the ids (keys of `speakers`), as many of each speaker as can be; return them sorted.
+
+    The order of speakers and of their utterances is that of a hash of seed and name: the same on every machine and
+    Python, and a larger limit only adds utterances.
+    """
+
+    def shuffled(names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+
+    rows = [
+        shuffled(utterance for utterance, of in speakers.items() if of == speaker)
+        for speaker in shuffled(set(speakers.values()))
+    ]
+    rounds = (utterance for utterance in chain.from_iterable(zip_longest(*rows)) if utterance is not None)
+    return sorted(list(rounds)[:limit])
+
+
+def chosen(recordings: Mapping[str, layouts.Recording], limit: int | None, seed: int) -> list[layouts.Recording]:
+    """Return the recordings whose ids `select` chooses, sorted by id."""
+    speakers = {utterance: recording.speaker for utterance, recording in recordings.items()}
+    return [recordings[utterance] for utterance in select(speakers, limit, seed)]
+
+
+def scored(name: str, entry: params.Corpus, split: str) -> list[layouts.Recording]:
+    """List the recordings of a split that is scored; raise UserError where a transcript is missing."""
+    recordings = sources.recordings(name, entry, split)
+    if not recordings:
+        raise UserError(f"corpus {name!r}: split {split!r} holds no utterances")
+    bare = [recording.id for recording in recordings.values() if not recording.text]
+    if bare:
+        raise UserError(
+            f"corpus {name!r}: utterance {bare[0]!r} of split {split!r} has audio, but no transcript "
+            f"({len(bare):,} of {len(recordings):,} have none); a split without transcripts cannot be scored"
+        )
+    return chosen(recordings, entry.limit, seed=0)
+
+
+def calibrating(settings: params.Calibration, entry: params.Corpus) -> list[layouts.Recording]:
+    """List the recordings that calibrate; raise UserError when there are fewer than asked for."""
+    recordings = sources.recordings(settings.corpus, entry, settings.split)
+    if len(recordings) < settings.utterances:
+        raise UserError(
+            f"calibration: {settings.utterances:,} utterances are asked for, but split {settings.split!r} of corpus "
+            f"{settings.corpus!r} has {len(recordings):,}; lower calibration.utterances"
+        )
+    return chosen(recordings, settings.utterances, settings.seed)
+
+
+def rows(folder: Path, archives: list[Path], split: str, recordings: list[layouts.Recording]) -> Iterator[Row]:
+    """Yield the table's rows in the order of `recordings`, with checked audio; raise UserError for a broken one.
+
+    Archives have an order of their own, so the audio waits in a nameless temporary file in `folder`: memory does not
+    grow with the corpus.
+    """
+    from tqdm import tqdm
+
+    by_member = {recording.member: recording for recording in recordings}
+    places: dict[str, tuple[int, int, int]] = {}  # id -> offset and bytes in the temporary file, samples
+    with (
+        tempfile.TemporaryFile(dir=folder) as spool,
+        tqdm(total=len(recordings), desc=f"prepare {split}", unit=" utterances", mininterval=0.5) as bar,
+    ):
+        for member, data in layouts.members(archives, by_member.__contains__):
+            if data is not None:
+                utterance = by_member[member].id
+                checked = audio.check(f"utterance {utterance!r} ({member})", data)
+                places[utterance] = (spool.tell(), len(checked.flac), checked.samples)
+                spool.write(checked.flac)
+                bar.update()
+        for recording in recordings:
+            start, size, samples = places[recording.id]
+            spool.seek(start)
+            yield {
+                "id": recording.id,
+                "split": split,
+                "speaker": recording.speaker,
+                "duration": samples / audio.RATE,
+                "text": recording.text or "",
+                "audio": {"bytes": spool.read(size), "path": f"{recording.id}.flac"},
+            }
+
+
+def shards(table: Iterable[Row]) -> Iterator[list[Row]]:
+    """Cut the table into runs of about 15 minutes of audio, the piece of work that later stages hand out."""
+    shard: list[Row] = []
+    seconds = 0.0
+    for row in table:
+        if shard and seconds + row["duration"] > SHARD_SECONDS:
+            yield shard
+            shard, seconds = [], 0.0
+        shard.append(row)
+        seconds += row["duration"]
+    if shard:
+        yield shard
+
+
+def schema() -> "pyarrow.Schema":
+    """Return the shards' schema, with the metadata by which `datasets` knows the audio column as Audio."""
+    import pyarrow
+
+    columns = {
+        "id": pyarrow.string(),
+        "split": pyarrow.string(),
+        "speaker": pyarrow.string(),
+        "duration": pyarrow.float64(),
+        "text": pyarrow.string(),
+    }
+    features: dict[str, Any] = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in columns.items()}
+    features["duration"]["dtype"] = "float64"
+    features["audio"] = {"sampling_rate": audio.RATE, "_type": "Audio"}
+    sound = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pyarrow.schema({**columns, "audio": sound}, metadata=metadata)
+
+
+def write(folder: Path, name: str, entry: params.Corpus, split: str, recordings: list[layouts.Recording]) -> None:
+    """Write `recordings` to `folder` as 00000.parquet, 00001.parquet, ..."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True)
+    table = rows(folder, sources.archives(name, entry, split), split, recordings)
+    for number, shard in enumerate(shards(table)):
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(shard, schema=schema()),
+            folder / f"{number:05}.parquet",
+            row_group_size=ROW_GROUP,
+            compression="none",  # the audio, nearly all of it, is compressed already
+            use_dictionary=False,
+        )
+
+
+def main() -> None:
+    """Write what is scored to data/corpus/<split>/ and what calibrates to data/calibration/."""
+    settings = params.read()
+    name, entry = settings.corpus, settings.corpora[settings.corpus]
+    calibration, calibration_entry = settings.calibration, settings.corpora[settings.calibration.corpus]
+    # List everything first: a wrong setting is told before the minutes of decoding.
+    splits = {split: scored(name, entry, split) for split in entry.splits}
+    calibrate = calibrating(calibration, calibration_entry)
+    with files.aside(corpus.CORPUS) as partial:
+        for split, recordings in splits.items():
+            write(partial / split, name, entry, split, recordings)
+    with files.aside(corpus.CALIBRATION) as partial:
+        write(partial, calibration.corpus, calibration_entry, calibration.split, calibrate)
+    for split, recordings in splits.items():
+        print(f"{corpus.CORPUS / split}: {len(recordings):,} utterances")
+    print(f"{corpus.CALIBRATION}: {len(calibrate):,} utterances")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m pipeline.prepare",
+        description=f"{__doc__} What to select stands in params.yaml: corpus, corpora, calibration. "
+        "It reads data/raw/ and writes data/corpus/ and data/calibration/.",
+    ).parse_args()
+    with errors.stage("prepare"):
+        main()

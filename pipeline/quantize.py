@@ -1,0 +1,63 @@
+"""Quantize the baseline as one variant says, and save the checkpoint.
+
+Usage: python -m pipeline.quantize VARIANT
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline import backends, errors, params
+from pipeline.errors import UserError
+
+BASELINE = Path("models/baseline")
+
+
+def main(name: str) -> None:
+    """Write models/<name>."""
+    settings = params.read()
+    variant = settings.variant(name)
+    backend = backends.get(variant.backend)
+    try:
+        variant = backend.supports(variant)
+    except UserError as error:
+        raise UserError(f"variant {name!r}: {error}") from None
+
+    import torch
+    from tqdm import tqdm
+
+    from pipeline import checkpoint, corpus, decoding, whisper
+
+    model = whisper.load(BASELINE)
+    layers: dict[str, int] = {}
+    if variant.backend != "none":
+        chosen = backends.select(model, variant.include, variant.exclude)
+        layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator, union-attr]
+    static = variant.activations == "static"
+    calibration = list(corpus.read(corpus.CALIBRATION)) if static else []
+
+    def calibrate(watched: whisper.Whisper) -> None:
+        # The model's own greedy transcripts drive the decoder: calibration needs no reference text.
+        vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
+        for utterance in tqdm(calibration, unit="utt", desc="calibration", disable=None):
+            decoding.texts(watched, [utterance], vocabulary, watched.config.max_target_positions)
+
+    backend.quantize(model, list(layers), variant, calibrate)
+    unchanged = [layer for layer in layers if type(model.get_submodule(layer)) is torch.nn.Linear]
+    if unchanged:
+        raise UserError(
+            f"variant {name!r}: {variant.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
+            f"the first is {unchanged[0]}; put them in exclude"
+        )
+    manifest = checkpoint.save(
+        model, variant, layers, [utterance.id for utterance in calibration], BASELINE, Path("models") / name
+    )
+    size = manifest["bytes"]["total"] / 1e6
+    print(f"models/{name}: {len(layers)} layers quantized by {variant.backend}, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variant", help="a key of `variants` in params.yaml, or 'candidate'")
+    arguments = parser.parse_args()
+    with errors.stage("quantize"):
+        main(arguments.variant)

@@ -1,0 +1,191 @@
+"""Score one variant's transcripts: count word errors per utterance, then rates and intervals per split."""
+
+import argparse
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+
+from pipeline import errors, files, params, statistics
+from pipeline.errors import UserError
+
+TRANSCRIPTS = Path("reports/transcripts")
+SCORES = Path("reports/scores")
+
+MAX_COMPRESSION_RATIO = 2.4
+"""Whisper's own threshold, above which it decodes again: openai/whisper, transcribe.py, compression_ratio_threshold."""
+
+MIN_REPEATS = 4
+"""A phrase said this often in a row is a loop: people do say "no, no, no"."""
+
+Normalizer = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The word errors of one utterance, with the normalized texts they were counted in."""
+
+    id: str
+    split: str
+    speaker: str | None
+    hits: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    looping: bool
+    reference: str
+    hypothesis: str
+
+    @property
+    def words(self) -> int:
+        """Words of the reference."""
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def errors(self) -> int:
+        """Edits that turn the reference into the hypothesis."""
+        return self.substitutions + self.deletions + self.insertions
+
+
+def normalizer(name: str) -> Normalizer:
+    """Return Whisper's English normalizer, its basic one (any language), or none: the text as it is."""
+    # The package, a copy of openai/whisper's own without its dependencies, has no types: hence the ignores.
+    normalize: Normalizer = str
+    if name == "english":
+        from whisper_normalizer.english import EnglishTextNormalizer  # type: ignore[import-untyped]
+
+        normalize = EnglishTextNormalizer()
+    elif name == "basic":
+        from whisper_normalizer.basic import BasicTextNormalizer  # type: ignore[import-untyped]
+
+        normalize = BasicTextNormalizer()
+    return normalize
+
+
+def is_loop(text: str) -> bool:
+    """Tell whether a text says the same thing over and over.
+
+    Either it compresses better than Whisper itself accepts, or it holds a phrase, of any length, MIN_REPEATS times in a
+    row (case and punctuation aside), which finds loops too short to compress well.
+    """
+    raw = text.strip().encode()
+    if raw and len(raw) / len(zlib.compress(raw)) > MAX_COMPRESSION_RATIO:
+        return True
+    words = re.sub(r"[^\w\s']", "", text.lower()).split()
+    for length in range(1, len(words) // MIN_REPEATS + 1):
+        run = 0  # words in a row that equal the word one phrase earlier
+        for earlier, word in zip(words, words[length:], strict=False):
+            run = run + 1 if word == earlier else 0
+            if run == length * (MIN_REPEATS - 1):
+                return True
+    return False
+
+
+def score(lines: Iterable[dict[str, Any]], normalize: Normalizer) -> list[Scored]:
+    """Count the word errors of each line of a transcript (id, split, speaker, text, pred_text), in the same order.
+
+    Words are aligned with the fewest edits (jiwer). A prediction that loops where the reference does too is speech that
+    repeats itself, and not counted as looping. An empty reference makes every word of its hypothesis an insertion.
+    """
+    return [_score(line, normalize(line["text"]).strip(), normalize(line["pred_text"]).strip()) for line in lines]
+
+
+def _score(line: dict[str, Any], reference: str, hypothesis: str) -> Scored:
+    counts = jiwer.process_words(reference, hypothesis)
+    return Scored(
+        id=line["id"],
+        split=line["split"],
+        speaker=line.get("speaker"),
+        hits=counts.hits,
+        substitutions=counts.substitutions,
+        deletions=counts.deletions,
+        insertions=counts.insertions,
+        looping=is_loop(line["pred_text"]) and not is_loop(line["text"]),
+        reference=reference,
+        hypothesis=hypothesis,
+    )
+
+
+def summarize(utterances: Sequence[Scored], resamples: int, seed: int) -> dict[str, float]:
+    """Return one split's counts, and its WER in per cent with the 95 % interval by utterance."""
+    wrong = np.array([utterance.errors for utterance in utterances])
+    words = np.array([utterance.words for utterance in utterances])
+    if not words.any():
+        raise UserError(f"split {utterances[0].split!r} has no words in its references, so no error rate can be told")
+    low, high = statistics.interval(statistics.bootstrap(wrong[None], words, resamples, seed)[0])
+    return {
+        "utterances": len(utterances),
+        "words": int(words.sum()),
+        "hits": sum(utterance.hits for utterance in utterances),
+        "substitutions": sum(utterance.substitutions for utterance in utterances),
+        "deletions": sum(utterance.deletions for utterance in utterances),
+        "insertions": sum(utterance.insertions for utterance in utterances),
+        "looping": sum(utterance.looping for utterance in utterances),
+        "wer": float(statistics.rate(wrong.sum(), words.sum())),
+        "wer_low": low,
+        "wer_high": high,
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read a transcript, one JSON object a line, sorted by split and id; raise UserError for what is not one."""
+    again = f"run 'python -m pipeline.transcribe {path.stem}' first"
+    try:
+        lines = path.read_text(encoding="utf-8").strip().split("\n")  # splitlines would cut at U+2028 inside a text
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; {again}") from None
+    if lines == [""]:
+        raise UserError(f"{path} holds no transcripts; {again}")
+    transcripts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            transcript = json.loads(line)
+            if not all(isinstance(transcript[key], str) for key in ("split", "id", "text", "pred_text")):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}, line {number}: an object with the texts split, id, text and pred_text is needed; {again}"
+            ) from None
+        transcripts.append(transcript)
+    return sorted(transcripts, key=lambda transcript: (transcript["split"], transcript["id"]))
+
+
+def main(variant: str) -> None:
+    """Read the transcripts of `variant`, write its counts and rates to reports/scores/<variant>.json."""
+    settings = params.read()
+    settings.variant(variant)
+    scoring = settings.scoring
+    utterances = score(read(TRANSCRIPTS / f"{variant}.jsonl"), normalizer(scoring.normalizer))
+    splits = {
+        split: summarize(list(group), scoring.resamples, scoring.seed)
+        for split, group in groupby(utterances, key=lambda utterance: utterance.split)
+    }
+    files.write_json(
+        SCORES / f"{variant}.json",
+        {
+            "variant": variant,
+            "scoring": dataclasses.asdict(scoring),
+            "splits": splits,
+            "utterances": [dataclasses.asdict(utterance) for utterance in utterances],
+        },
+    )
+    for split, counts in splits.items():
+        print(
+            f"{variant}, {split}: WER {counts['wer']:.2f} % [{counts['wer_low']:.2f}, {counts['wer_high']:.2f}]"
+            f" of {counts['words']} words"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.score", description=__doc__)
+    parser.add_argument("variant", help="a key of `variants` in params.yaml, or `candidate`")
+    with errors.stage("score"):
+        main(parser.parse_args().variant)

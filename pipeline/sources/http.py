@@ -1,0 +1,151 @@
+"""Download one file over HTTP: verified by its SHA-256, and resumed where an earlier try stopped."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline import files
+from pipeline.errors import UserError
+
+WAITS = (0.5, 1, 2, 4)  # seconds between tries: a broken connection is retried this often, then it is the user's turn
+CHUNK = 1 << 18
+
+
+class RetryError(Exception):
+    """The server or the network failed in a way that may pass."""
+
+
+class RefusedError(Exception):
+    """The server's answer will be the same next time."""
+
+
+def kept(target: Path, digest: str) -> bool:
+    """Tell whether `target` is already here with the right bytes; a file with other bytes is removed."""
+    if not target.exists():
+        return False
+    if files.sha256(target) == digest:
+        print(f"kept {target}")
+        return True
+    target.unlink()
+    return False
+
+
+def download(urls: Sequence[str], target: Path, digest: str) -> None:
+    """Get `target` from the first of `urls` (mirrors of one file) that gives it.
+
+    The bytes gather in `.<name>.partial` beside it, which stays after a failure so that the next run goes on from
+    there. Raises UserError, naming the file or the address and the way out, when no mirror works or the bytes are
+    not those of `digest` (a SHA-256 in hexadecimal).
+    """
+    if kept(target, digest):
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    resumed = _size(partial) > 0
+    failures: list[Exception] = []
+    for url in urls:
+        try:
+            _get_patiently(url, partial, target.name)
+            break
+        except (RefusedError, RetryError) as failure:
+            failures.append(failure)
+    else:
+        here = f" ({_size(partial):,} bytes are kept, the next run goes on from there)" if _size(partial) else ""
+        raise UserError(f"{'; '.join(map(str, failures))}{here}")
+    got = files.sha256(partial)
+    if got == digest:
+        partial.replace(target)
+        return
+    partial.unlink()
+    if resumed:  # what an earlier run left may have been the start of another file: that is no reason to give up
+        return download(urls, target, digest)
+    raise UserError(
+        f"{target}: the SHA-256 is {got}, but {digest} was expected; the file was removed: run it again, "
+        "or correct the digest in params.yaml if the publisher has changed the file"
+    )
+
+
+def _get_patiently(url: str, partial: Path, name: str) -> None:
+    for wait in (*WAITS, None):
+        try:
+            return _get(url, partial, name)
+        except RetryError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def _get(url: str, partial: Path, name: str) -> None:
+    """Append to `partial` what is missing of it."""
+    import requests
+    import urllib3
+
+    have = _size(partial)
+    # Without identity a server may hand out the archive as gzip content, and its bytes would change on the way.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as answer:
+            if (
+                answer.status_code == 416
+            ):  # nothing follows: the partial is whole, or of another file (the digest tells)
+                return
+            _check(answer, url)
+            if answer.status_code == 200:
+                have = 0  # the server ignores ranges and starts over, so do we
+            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise RefusedError(f"{shown(url)}: the server sends another part of the file than the one asked for")
+            _store(answer, partial, have, name)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+            raise RefusedError(f"{shown(url)} is not an address that can be downloaded from") from None
+        raise RetryError(f"{shown(url)}: {_reason(error)}; check the network and run it again") from None
+
+
+def _store(answer: Any, partial: Path, have: int, name: str) -> None:
+    from tqdm import tqdm
+
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    with (
+        partial.open("ab" if have else "wb") as file,
+        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, mininterval=0.5) as bar,
+    ):
+        for chunk in answer.raw.stream(CHUNK, decode_content=False):
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and _size(partial) < total:
+        raise RetryError(f"{shown(answer.url)}: the connection was lost; run it again")
+
+
+def _check(answer: Any, url: str) -> None:
+    status = f"{shown(url)}: the server answers {answer.status_code} {answer.reason}".rstrip()
+    if answer.status_code == 429 or answer.status_code >= 500:
+        raise RetryError(f"{status}; run it again later")
+    if answer.status_code not in (200, 206):
+        raise RefusedError(f"{status}; check the address in params.yaml")
+
+
+def _reason(error: Exception) -> str:
+    text = repr(error)
+    for sign, reason in (
+        ("NameResolution", "the host's name is not known (no network?)"),
+        ("SSL", "its certificate is not trusted"),
+        ("Proxy", "the proxy refuses"),
+        ("Timeout", "no answer in time"),
+        ("NewConnection", "no connection"),
+    ):
+        if sign in text:
+            return reason
+    return "the connection was lost"
+
+
+def shown(url: str) -> str:
+    """Leave out what may be secret in an address: user, password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,118 @@
+"""Print the results as a table to read: size, word error rate, and its difference to fp32 with a verdict."""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import errors
+from pipeline.errors import UserError
+
+RESULTS = Path("reports/results.csv")
+FIGURES = Path("reports/figures")
+
+FEW = 30
+"""Utterances below which a bootstrap interval is a rough guess: the resamples hardly differ from one another."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What people look at first of one line of results.csv: sizes in MB, rates and differences in per cent points."""
+
+    variant: str
+    split: str
+    backend: str
+    utterances: int
+    words: int
+    looping: int
+    size_mb: float
+    size_reduction: float
+    wer: float
+    wer_low: float
+    wer_high: float
+    wer_delta: float
+    wer_delta_low: float
+    wer_delta_high: float
+    verdict: str
+    rtfx: float
+
+
+def read(path: Path = RESULTS) -> list[Result]:
+    """Read results.csv, one Result per variant and split in the file's order; raise UserError where it is not here."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; run 'dvc repro compare' first") from None
+    kinds = Result.__annotations__
+    try:
+        return [Result(**{column: kind(row[column]) for column, kind in kinds.items()}) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not what compare writes ({error}); run 'dvc repro compare' again") from None
+
+
+def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Group results by split, in the order of the file."""
+    splits = dict.fromkeys(result.split for result in results)
+    return {split: [result for result in results if result.split == split] for split in splits}
+
+
+HEADER = ("variant", "MB", "saved %", "WER %", "95 %", "vs fp32", "95 %", "verdict", "loops", "RTFx")
+LEFT = ("variant", "verdict")
+
+
+def to_text(results: Sequence[Result]) -> str:
+    """Return one aligned table per split, under 120 characters wide for names of variants up to 25."""
+    return "\n\n".join(_table(split, group) for split, group in by_split(results).items())
+
+
+def _table(split: str, results: Sequence[Result]) -> str:
+    cells = [HEADER, *(_cells(result) for result in results)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    title = f"{split}: {results[0].utterances:,} utterances, {results[0].words:,} words"
+    if results[0].utterances < FEW:
+        title += f" (fewer than {FEW} utterances: take intervals and verdicts as a rough guess)"
+    return "\n".join([title, *(_line(row, widths) for row in cells)])
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    difference = f"[{_number(result.wer_delta_low, '+')}, {_number(result.wer_delta_high, '+')}]"
+    baseline = result.verdict == "baseline"
+    return (
+        result.variant,
+        f"{result.size_mb:.1f}",
+        f"{result.size_reduction:.1f}",
+        _number(result.wer),
+        f"[{_number(result.wer_low)}, {_number(result.wer_high)}]",
+        "" if baseline else _number(result.wer_delta, "+"),
+        "" if baseline else difference,
+        # The whole words would make lines of over 120 characters.
+        "not significant" if result.verdict == "no significant difference" else result.verdict,
+        str(result.looping),
+        f"{result.rtfx:.1f}",
+    )
+
+
+def _number(value: float, sign: str = "-") -> str:
+    return f"{value:{sign}.{1 if abs(value) >= 100 else 2}f}"
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    aligned = [
+        cell.ljust(width) if name in LEFT else cell.rjust(width)
+        for name, cell, width in zip(HEADER, row, widths, strict=True)
+    ]
+    return "  ".join(aligned).rstrip()
+
+
+def main() -> None:
+    """Print the table of reports/results.csv, and where the figures are."""
+    print(to_text(read()))
+    print(f"\nFigures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipeline.table", description=__doc__).parse_args()
+    with errors.stage("table"):
+        main()

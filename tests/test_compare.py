@@ -1,0 +1,286 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import compare
+from pipeline.errors import UserError
+
+PARAMS = """
+model: tiny
+corpus: two
+device: cpu
+backend: quanto
+variants:
+  fp32: {backend: none, bits: 32, format: float}
+  hqq-int4: {backend: hqq, bits: 4, exclude: [proj_out, model.decoder.*]}
+decoding: {}
+calibration: {corpus: two, split: dev, utterances: 1}
+scoring: {resamples: 999}
+models:
+  tiny: {source: directory, path: tiny}
+corpora:
+  two: {source: directory, path: two, splits: [clean]}
+"""
+
+
+def scores(*wrong: int, words: int = 10) -> compare.Json:
+    """Return the scores of a split `clean` whose utterances u0, u1, ... have this many substitutions each."""
+    return {
+        "splits": {
+            "clean": {
+                "utterances": len(wrong),
+                "words": words * len(wrong),
+                "hits": words * len(wrong) - sum(wrong),
+                "substitutions": sum(wrong),
+                "deletions": 0,
+                "insertions": 0,
+                "looping": 0,
+                "wer": 100 * sum(wrong) / (words * len(wrong)),
+                "wer_low": 1.0,
+                "wer_high": 30.0,
+            }
+        },
+        "utterances": [
+            {
+                "id": f"u{i}",
+                "split": "clean",
+                "hits": words - n,
+                "substitutions": n,
+                "deletions": 0,
+                "insertions": 0,
+                "reference": "a " * words,
+            }
+            for i, n in enumerate(wrong)
+        ],
+    }
+
+
+def timings(total: int, **variant: Any) -> compare.Json:
+    """Return the timings of a checkpoint of `total` bytes."""
+    return {
+        "device": "cpu",
+        "rtfx": 12.3456,
+        "peak_gpu_mb": None,
+        "versions": {"torch": "2.13.0"},
+        "checkpoint": {
+            "variant": variant,
+            "calibration": ["u8", "u9"],
+            "bytes": {"total": total, "scales": 7},
+            "bits_per_weight": 4.5,
+        },
+    }
+
+
+def study(folder: Path, **wrong: list[int]) -> None:
+    """Write params.yaml, scores and timings; a name's underscores stand for hyphens."""
+    (folder / "params.yaml").write_text(PARAMS)
+    (folder / "reports/scores").mkdir(parents=True)
+    (folder / "reports/timings").mkdir(parents=True)
+    for name, total, variant in (
+        ("fp32", 150_000_000, {"backend": "none", "bits": 32, "group_size": None, "exclude": []}),
+        ("hqq-int4", 90_000_000, {"backend": "hqq", "bits": 4, "group_size": 64, "exclude": ["a", "b*"]}),
+        ("candidate", 100_000_000, {"backend": "quanto", "bits": 8, "group_size": None, "exclude": []}),
+    ):
+        (folder / f"reports/scores/{name}.json").write_text(json.dumps(scores(*wrong[name.replace("-", "_")])))
+        (folder / f"reports/timings/{name}.json").write_text(json.dumps(timings(total, **variant)))
+
+
+def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every utterance has the same rate, so that every resample has too: 10 %, 20 % and 10 %.
+    study(tmp_path, fp32=[1, 1], hqq_int4=[2, 2], candidate=[1, 1])
+    monkeypatch.chdir(tmp_path)
+    compare.main()
+    assert json.loads(Path("reports/metrics.json").read_text()) == {
+        "fp32": {
+            "size_mb": 150.0,
+            "size_reduction": 0.0,
+            "clean": {
+                "wer": 10.0,
+                "wer_low": 1.0,
+                "wer_high": 30.0,
+                "wer_delta": 0.0,
+                "wer_delta_low": 0.0,
+                "wer_delta_high": 0.0,
+            },
+        },
+        "hqq-int4": {
+            "size_mb": 90.0,
+            "size_reduction": 40.0,
+            "clean": {
+                "wer": 20.0,
+                "wer_low": 1.0,
+                "wer_high": 30.0,
+                "wer_delta": 10.0,
+                "wer_delta_low": 10.0,
+                "wer_delta_high": 10.0,
+            },
+        },
+        "candidate": {
+            "size_mb": 100.0,
+            "size_reduction": 33.333,
+            "clean": {
+                "wer": 10.0,
+                "wer_low": 1.0,
+                "wer_high": 30.0,
+                "wer_delta": 0.0,
+                "wer_delta_low": 0.0,
+                "wer_delta_high": 0.0,
+            },
+        },
+    }
+    with Path("reports/results.csv").open(newline="") as file:
+        baseline, variant, candidate = csv.DictReader(file)
+    assert (baseline["verdict"], baseline["p_value"], baseline["p_holm"]) == ("baseline", "", "")
+    assert (candidate["verdict"], candidate["p_value"], candidate["p_holm"]) == (
+        "no significant difference",
+        "1.0",
+        "1.0",
+    )
+    assert variant == {
+        "variant": "hqq-int4",
+        "split": "clean",
+        "backend": "hqq",
+        "bits": "4",
+        "group_size": "64",
+        "exclude": "a b*",
+        "utterances": "2",
+        "words": "20",
+        "hits": "16",
+        "substitutions": "4",
+        "deletions": "0",
+        "insertions": "0",
+        "looping": "0",
+        "wer": "20.0",
+        "wer_low": "1.0",
+        "wer_high": "30.0",
+        "wer_delta": "10.0",
+        "wer_delta_low": "10.0",
+        "wer_delta_high": "10.0",
+        "p_value": "0.002",  # 2 x (0 + 1) / (999 + 1)
+        "p_holm": "0.004",  # the smaller of two
+        "verdict": "worse",
+        "size_mb": "90.0",
+        "size_reduction": "40.0",
+        "size_reduction_fp16": "-20.0",
+        "calibration": "2",
+        "bytes_total": "90000000",
+        "bytes_scales": "7",
+        "bits_per_weight": "4.5",
+        "device": "cpu",
+        "rtfx": "12.346",
+        "peak_gpu_mb": "",
+        "versions_torch": "2.13.0",
+    }
+
+
+def test_a_dropped_variant_disappears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(tmp_path, fp32=[1, 1], hqq_int4=[2, 2], candidate=[1, 1])
+    kept = [line for line in PARAMS.splitlines() if "hqq-int4" not in line]
+    (tmp_path / "params.yaml").write_text("\n".join(kept))
+    monkeypatch.chdir(tmp_path)
+    compare.main()
+    assert list(json.loads(Path("reports/metrics.json").read_text())) == ["fp32", "candidate"]
+
+
+def test_too_few_resamples_for_any_verdict_are_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # With 79 resamples no p-value is below 2 / 80, twice which is 0.05; with 80 there is one.
+    study(tmp_path, fp32=[1, 1], hqq_int4=[2, 2], candidate=[1, 1])
+    monkeypatch.chdir(tmp_path)
+    compare.announce(resamples=80, tests=2)
+    assert capsys.readouterr().err == ""
+    compare.announce(resamples=79, tests=2)
+    assert capsys.readouterr().err == (
+        "compare: with scoring: resamples: 79 none of 2 differences can be significant after Holm's correction; "
+        "set it to 80 or more\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdict"),
+    [
+        ([2, 2, 2, 2], "worse"),
+        ([0, 0, 0, 0], "better"),
+        ([1, 1, 1, 1], "no significant difference"),
+        ([2, 0, 2, 0], "no significant difference"),
+        ([3, 1, 1, 1], "no significant difference"),  # a single utterance tells nothing, however bad
+    ],
+)
+def test_verdicts(wrong: list[int], verdict: str) -> None:
+    result = compare.differences({"fp32": [1, 1, 1, 1], "other": wrong}, [10, 10, 10, 10], resamples=1000, seed=0)
+    assert result["fp32"]["verdict"] == "baseline"
+    assert result["other"]["verdict"] == verdict
+    assert result["other"]["wer_delta"] == pytest.approx(100 * (sum(wrong) - 4) / 40)
+
+
+def test_the_more_variants_the_stronger_must_the_evidence_be() -> None:
+    # 14 of 20 utterances get worse and 4 get better: p is about 0.01.
+    wrong = [2] * 14 + [0] * 4 + [1] * 2
+    few = compare.differences({"fp32": [1] * 20, "a": wrong}, [10] * 20, 2000, 0)
+    many = compare.differences({"fp32": [1] * 20, **{f"v{i}": wrong for i in range(18)}}, [10] * 20, 2000, 0)
+    assert few["a"]["verdict"] == "worse"
+    assert {row["p_value"] for name, row in many.items() if name != "fp32"} == {few["a"]["p_value"]}
+    assert {row["verdict"] for name, row in many.items()} == {"baseline", "no significant difference"}
+
+
+def test_identical_transcripts_differ_by_exactly_nothing() -> None:
+    wrong, words = [0, 3, 1, 7, 0], [5, 9, 11, 8, 2]
+    assert compare.differences({"fp32": wrong, "same": wrong}, words, resamples=1000, seed=0)["same"] == {
+        "wer_delta": 0.0,
+        "wer_delta_low": 0.0,
+        "wer_delta_high": 0.0,
+        "p_value": 1.0,
+        "p_holm": 1.0,
+        "verdict": "no significant difference",
+    }
+
+
+def test_different_utterances_are_refused() -> None:
+    with pytest.raises(UserError) as raised:
+        compare.check_same({"fp32": scores(1, 1), "a": scores(1, 1), "b": scores(1)})
+    assert str(raised.value) == (
+        "'fp32' and 'b' cannot be compared: the reference of 'u1' in split 'clean' is 'a a a a a a a a a a ' in one, "
+        "missing in the other; run 'python -m pipeline.transcribe' and 'python -m pipeline.score' again for both"
+    )
+
+
+def test_different_references_are_refused() -> None:
+    with pytest.raises(
+        UserError, match="the reference of 'u0' in split 'clean' is 'a a ' in one, 'a a a ' in the other"
+    ):
+        compare.check_same({"fp32": scores(1, words=2), "a": scores(1, words=3)})
+
+
+def test_sizes() -> None:
+    assert compare.sizes(412_200_000, 966_900_000) == pytest.approx(
+        {"size_mb": 412.2, "size_reduction": 57.369, "size_reduction_fp16": 14.738}, abs=0.001
+    )
+
+
+def test_rounding_keeps_what_can_be_told_apart() -> None:
+    row = {"variant": "a", "words": 1204, "wer": 4.152823920265781, "wer_delta": -0.0001, "p_holm": 0.0036}
+    assert json.dumps(compare.rounded(row)) == (
+        '{"variant": "a", "words": 1204, "wer": 4.153, "wer_delta": 0.0, "p_holm": 0.0036}'
+    )
+
+
+def test_csv_has_every_column_that_any_row_has() -> None:
+    assert compare.to_csv([{"a": 1, "b": None}, {"a": "x, y", "c": True}]) == 'a,b,c\n1,,\n"x, y",,True\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "fp32.json is not here; run 'dvc repro', or 'python -m pipeline.score' for it"),
+        ("{", "is not valid JSON"),
+    ],
+)
+def test_a_missing_or_broken_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "fp32.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        compare.read(tmp_path / "fp32.json", "score")

@@ -1,0 +1,189 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import score
+from pipeline.errors import UserError
+
+
+def line(text: str, pred_text: str, name: str = "a-1", split: str = "test-clean") -> dict[str, Any]:
+    """Return a line of a transcript."""
+    return {"id": name, "split": split, "speaker": "a", "duration": 1.0, "text": text, "pred_text": pred_text}
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "hits", "substitutions", "deletions", "insertions"),
+    [
+        ("the cat sat", "the cat sat", 3, 0, 0, 0),
+        ("the cat sat", "the dog sat", 2, 1, 0, 0),
+        ("the cat sat", "the sat", 2, 0, 1, 0),
+        ("the cat sat", "the cat sat down", 3, 0, 0, 1),
+        ("the cat sat", "", 0, 0, 3, 0),
+        ("the cat sat", "a dog sat down there", 1, 2, 0, 2),
+        ("", "thank you", 0, 0, 0, 2),
+        ("", "", 0, 0, 0, 0),
+    ],
+)
+def test_counts(
+    reference: str, hypothesis: str, hits: int, substitutions: int, deletions: int, insertions: int
+) -> None:
+    (scored,) = score.score([line(reference, hypothesis)], str)
+    assert scored == score.Scored(
+        id="a-1",
+        split="test-clean",
+        speaker="a",
+        hits=hits,
+        substitutions=substitutions,
+        deletions=deletions,
+        insertions=insertions,
+        looping=False,
+        reference=reference,
+        hypothesis=hypothesis,
+    )
+    assert scored.words == len(reference.split())
+    assert scored.errors == substitutions + deletions + insertions
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "normalized"),
+    [
+        ("english", "Mr. Brown's COLOUR, it's twenty one!", "mister brown is color it is 21"),
+        ("basic", "Où est-il? (rires) ÇA", "où est il ça"),
+        ("none", "As It, Is.", "As It, Is."),
+    ],
+)
+def test_normalizers(name: str, text: str, normalized: str) -> None:
+    assert score.normalizer(name)(text).strip() == normalized
+
+
+def test_both_texts_are_normalized_before_they_are_compared() -> None:
+    (scored,) = score.score([line("MISTER BROWN HAS TWENTY ONE", "Mr. Brown has 21.")], score.normalizer("english"))
+    assert (scored.reference, scored.hypothesis, scored.errors) == ("mister brown has 21", "mister brown has 21", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("", False),
+        ("Yes.", False),
+        ("No, no, no, she said.", False),
+        ("no no no no", True),
+        ("No. No! NO - no?", True),
+        ("and so and so and so it goes", False),
+        ("it goes and so and so and so and so", True),
+        ("of the house, of the house, of the house, of the house", True),
+        ("one two one three one two one three", False),
+        ("he said that he said that she said that they said that we said", False),
+        ("1,000,000,000,000", False),
+        ("ha" * 60, True),  # one word that compresses well
+        (
+            "He hoped there would be stew for dinner, turnips and carrots and bruised potatoes and fat mutton pieces to "
+            "be ladled out in thick, peppered, flour-fattened sauce.",
+            False,
+        ),
+    ],
+)
+def test_is_loop(text: str, loops: bool) -> None:
+    assert score.is_loop(text) is loops
+
+
+def test_a_speaker_may_repeat_himself() -> None:
+    spoken, loop = line("NO NO NO NO", "no no no no"), line("NO", "no no no no")
+    assert [scored.looping for scored in score.score([spoken, loop], str)] == [False, True]
+
+
+def test_summary_of_utterances_that_all_have_the_same_rate() -> None:
+    lines = [line("a b c d e", "a b c d x", "1"), line("a b c d e f g h i j", "a b c d e f g h", "2")]
+    assert score.summarize(score.score(lines, str), resamples=200, seed=0) == {
+        "utterances": 2,
+        "words": 15,
+        "hits": 12,
+        "substitutions": 1,
+        "deletions": 2,
+        "insertions": 0,
+        "looping": 0,
+        "wer": 20.0,
+        "wer_low": 20.0,
+        "wer_high": 20.0,
+    }
+
+
+def test_summary_refuses_a_split_without_words() -> None:
+    with pytest.raises(UserError, match="split 'test-clean' has no words in its references"):
+        score.summarize(score.score([line("", "thank you")], str), resamples=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "fp32.jsonl is not here; run 'python -m pipeline.transcribe fp32' first"),
+        ("", "fp32.jsonl holds no transcripts; run 'python -m pipeline.transcribe fp32' first"),
+        ('{"id": "a"}\n', "fp32.jsonl, line 1: an object with the texts split, id, text and pred_text is needed; run"),
+        (json.dumps(line("a", "a")) + "\n{", "fp32.jsonl, line 2: an object with"),
+        ("[]\n", "fp32.jsonl, line 1: an object with"),
+    ],
+)
+def test_a_broken_transcript_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "fp32.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as raised:
+        score.read(path)
+    assert message in str(raised.value)
+
+
+def test_a_transcript_is_read_in_order_whatever_it_holds(tmp_path: Path) -> None:
+    lines = [line("a", "x", "2", "b"), line("a", "line\u2028separator", "1", "b"), line("a", "x", "3", "a")]
+    (tmp_path / "fp32.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in lines))
+    assert score.read(tmp_path / "fp32.jsonl") == [lines[2], lines[1], lines[0]]
+
+
+def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    (tmp_path / "reports/transcripts").mkdir(parents=True)
+    transcript = json.dumps(line("TWENTY ONE CATS", "21 dogs.")) + "\n"
+    (tmp_path / "reports/transcripts/fp32.jsonl").write_text(transcript)
+    monkeypatch.chdir(tmp_path)
+    score.main("fp32")
+    assert json.loads(Path("reports/scores/fp32.json").read_text()) == {
+        "variant": "fp32",
+        "scoring": {"normalizer": "english", "resamples": 10_000, "seed": 0},
+        "splits": {
+            "test-clean": {
+                "utterances": 1,
+                "words": 2,
+                "hits": 1,
+                "substitutions": 1,
+                "deletions": 0,
+                "insertions": 0,
+                "looping": 0,
+                "wer": 50.0,
+                "wer_low": 50.0,
+                "wer_high": 50.0,
+            }
+        },
+        "utterances": [
+            {
+                "id": "a-1",
+                "split": "test-clean",
+                "speaker": "a",
+                "hits": 1,
+                "substitutions": 1,
+                "deletions": 0,
+                "insertions": 0,
+                "looping": False,
+                "reference": "21 cats",
+                "hypothesis": "21 dogs",
+            }
+        ],
+    }
+
+
+def test_main_refuses_a_variant_that_params_do_not_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"unknown variant 'fp33' \(did you mean 'fp32'\?\)"):
+        score.main("fp33")
