@@ -182,9 +182,9 @@ def read(path: Path, stage: str) -> Json:
     try:
         value: Json = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is not here; run 'dvc repro', or 'python -m pipeline.{stage}' for it") from None
+        raise UserError(f"{path} is not here; run 'dvc repro', or 'python -m pipeline.{stage} {path.stem}'") from None
     except ValueError:
-        raise UserError(f"{path} is not valid JSON; run 'python -m pipeline.{stage}' for it again") from None
+        raise UserError(f"{path} is not valid JSON; run 'python -m pipeline.{stage} {path.stem}' again") from None
     return value
 
 

@@ -125,7 +125,7 @@ def check(where: str, config: Mapping[str, Any], shapes: whisper_config.Shapes) 
         if tuple(shapes[name]) != expected[name]:
             raise UserError(
                 f"{where}: the tensor {name} is {_times(shapes[name])}, "
-                f"but after config.json it is {_times(expected[name])}"
+                f"but config.json makes it {_times(expected[name])}"
             )
 
 

@@ -214,8 +214,9 @@ def _bars(axes: "Axes", results: Sequence[Result]) -> None:
     axes.axvline(baseline.wer, color="black", linewidth=0.8, linestyle="--")
     axes.set_xlim(0, top * 1.15)
     axes.set_ylim(len(results) - 0.4, -0.6)
-    for tick, result in zip(axes.set_yticks(range(len(results))), results, strict=True):
-        tick.label1.set(text=result.variant, fontweight="bold" if result.variant == CANDIDATE else "normal")
+    axes.set_yticks(range(len(results)), [result.variant for result in results])
+    for name in axes.get_yticklabels():
+        name.set_fontweight("bold" if name.get_text() == CANDIDATE else "normal")
     axes.set_title(_title(results))
     axes.set_xlabel("word error rate, %")
 

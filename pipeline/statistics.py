@@ -69,7 +69,7 @@ def p_value(differences: Floats) -> float:
     percentile interval would just touch zero, so interval and p-value never disagree. One is added to counts and
     resamples (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.2.1): it is never 0.
     """
-    smaller = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    smaller = min(int(np.sum(differences <= 0)), int(np.sum(differences >= 0)))
     return min(1.0, 2.0 * (smaller + 1) / (len(differences) + 1))
 
 

@@ -47,6 +47,8 @@ def read(path: Path = RESULTS) -> list[Result]:
         raise UserError(f"{path} is not here; run 'dvc repro compare' first") from None
     kinds = Result.__annotations__
     try:
+        if not rows:
+            raise ValueError("no rows")
         return [Result(**{column: kind(row[column]) for column, kind in kinds.items()}) for row in rows]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} is not what compare writes ({error}); run 'dvc repro compare' again") from None
@@ -95,7 +97,8 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 
 def _number(value: float, sign: str = "-") -> str:
-    return f"{value:{sign}.{1 if abs(value) >= 100 else 2}f}"
+    decimals = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0  # no more than four digits tell anything
+    return f"{value:{sign}.{decimals}f}"
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -109,7 +112,8 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 def main() -> None:
     """Print the table of reports/results.csv, and where the figures are."""
     print(to_text(read()))
-    print(f"\nFigures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
+    print("\n95 %: bootstrap intervals, paired where against fp32; verdict: after Holm's correction over all variants.")
+    print(f"Figures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
 
 
 if __name__ == "__main__":

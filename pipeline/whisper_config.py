@@ -72,7 +72,7 @@ def generation_config(tokens: Mapping[str, int], given: Mapping[str, Any]) -> di
     end, start = tokens["<|endoftext|>"], tokens[START]
     config: dict[str, Any] = {
         "alignment_heads": given.get("alignment_heads"),
-        "begin_suppress_tokens": given.get("begin_suppress_tokens", [end]),
+        "begin_suppress_tokens": given.get("begin_suppress_tokens") or [end],
         **_start_and_end(tokens),
         "is_multilingual": is_multilingual(tokens),
         "max_initial_timestamp_index": 50,
@@ -80,7 +80,7 @@ def generation_config(tokens: Mapping[str, int], given: Mapping[str, Any]) -> di
         "no_timestamps_token_id": tokens["<|notimestamps|>"],
         "prev_sot_token_id": tokens.get("<|startofprev|>"),
         "return_timestamps": False,
-        "suppress_tokens": given.get("suppress_tokens", []),
+        "suppress_tokens": given.get("suppress_tokens") or [],
     }
     if config["is_multilingual"]:
         languages = {token: place for token, place in tokens.items() if start < place < tokens[TRANSLATE]}

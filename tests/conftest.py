@@ -1,8 +1,10 @@
 """What the tests share: a project in a temporary folder, real speech, real packages, and a server that misbehaves."""
 
 import functools
+import hashlib
 import http.server
 import io
+import tarfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,12 +15,15 @@ import numpy as np
 import pytest
 import soundfile
 from filelock import FileLock
+from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from pipeline import fetch, params
 from pipeline.errors import UserError
 from pipeline.sources import http as source_http
 from pipeline.sources import package
+
+Packages = Callable[[str, params.Files], list[Path]]
 
 ROOT = Path(__file__).parents[1]
 SPEECH = ROOT.parent / "shared" / "LibriSpeech"
@@ -59,11 +64,11 @@ def shared_speech() -> Path:
 
 
 @pytest.fixture(scope="session")
-def packages(pytestconfig: pytest.Config) -> Callable[[str, params.Files], list[Path]]:
+def packages(pytestconfig: pytest.Config) -> Packages:
     """Return a function that gives a params.yaml entry's packages, from the index or from pytest's cache."""
 
     def get(name: str, files: params.Files) -> list[Path]:
-        folder = Path(pytestconfig.cache.mkdir("packages"))  # type: ignore[union-attr]
+        folder = Path(pytestconfig.cache.mkdir("packages"))
         with FileLock(folder / f".{name}.lock"):  # parallel test processes share the folder
             try:
                 return package.download(name, files, folder)
@@ -76,20 +81,20 @@ def packages(pytestconfig: pytest.Config) -> Callable[[str, params.Files], list[
     return get
 
 
-def _baseline(name: str, packages: Callable[[str, params.Files], list[Path]], folder: Path) -> Path:
+def _baseline(name: str, packages: Packages, folder: Path) -> Path:
     wheels = packages(name, params.read(ROOT / "params.yaml").models[name].files)
     fetch.convert(name, fetch.contents(name, wheels), folder / "baseline")
     return folder / "baseline"
 
 
 @pytest.fixture(scope="session")
-def tiny_en(packages: Callable[[str, params.Files], list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_en(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with real Whisper tiny.en, as `fetch` writes it."""
     return _baseline("tiny-en", packages, tmp_path_factory.mktemp("tiny-en"))
 
 
 @pytest.fixture(scope="session")
-def base(packages: Callable[[str, params.Files], list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with real, multilingual Whisper base, as `fetch` writes it."""
     return _baseline("base", packages, tmp_path_factory.mktemp("base"))
 
@@ -110,7 +115,9 @@ class Server:
         self.ranges = True
         """False: it ignores Range and always sends the whole file."""
         self.requests: list[tuple[str, str | None]] = []
-        """Path and Range header of every request for a file."""
+        """Path and Range header of every request."""
+        self.logins: list[str | None] = []
+        """Authorization header of every request."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -120,6 +127,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         state: Server = self.server.state
         asked = self.headers.get("Range")
         state.requests.append((self.path, asked))
+        state.logins.append(self.headers.get("Authorization"))
         if state.statuses:
             return self.send_error(state.statuses.pop(0))
         if self.path not in state.files:
@@ -149,7 +157,7 @@ def serve(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[Server]
     """Run a server with `handler`, which finds the Server's state at `self.server.state`."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         state = running.state = Server(f"http://127.0.0.1:{running.server_port}")  # type: ignore[attr-defined]
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield state
         running.shutdown()
 
@@ -161,13 +169,58 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     yield from serve(_Handler)
 
 
-def noise(seconds: float, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int16]]:
+class _HubHandler(_Handler):
+    """Answers as the Hugging Face Hub does: /<owner>/<repository>/resolve/<revision>/<file>."""
+
+    def do_HEAD(self) -> None:
+        self._hub(lambda: None)
+
+    def do_GET(self) -> None:
+        self._hub(super().do_GET)
+
+    def _hub(self, send: Callable[[], None]) -> None:
+        state: Server = self.server.state
+        parts = self.path.split("/")
+        known = any(path.startswith("/".join(parts[:3]) + "/") for path in state.files)
+        if self.path in state.files and self.command == "GET":
+            return send()
+        self.send_response(200 if self.path in state.files else 404)
+        if self.path in state.files:
+            data = state.files[self.path]
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", parts[4])
+            self.send_header("Content-Length", str(len(data)))
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+
+@pytest.fixture
+def hub_server() -> Iterator[Server]:
+    """Run a server in the Hugging Face Hub's place."""
+    yield from serve(_HubHandler)
+
+
+def noise(seconds: float, seed: int = 0) -> NDArray[np.int16]:
     """Return quiet noise, 16 bit at 16 kHz."""
     return np.random.default_rng(seed).integers(-2000, 2000, round(seconds * 16000)).astype(np.int16)
 
 
-def encode(samples: np.ndarray[Any, Any], kind: str = "FLAC", rate: int = 16000, subtype: str = "PCM_16") -> bytes:
+def encode(samples: NDArray[Any], kind: str = "FLAC", rate: int = 16000, subtype: str = "PCM_16") -> bytes:
     """Return the bytes of an audio file with these samples."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
     return file.getvalue()
+
+
+def archive(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
+    """Write a tar of these files, in the given order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path

@@ -80,8 +80,8 @@ def test_both_texts_are_normalized_before_they_are_compared() -> None:
         ("1,000,000,000,000", False),
         ("ha" * 60, True),  # one word that compresses well
         (
-            "He hoped there would be stew for dinner, turnips and carrots and bruised potatoes and fat mutton pieces to "
-            "be ladled out in thick, peppered, flour-fattened sauce.",
+            "He hoped there would be stew for dinner, turnips and carrots and bruised potatoes and fat mutton pieces "
+            "to be ladled out in thick, peppered, flour-fattened sauce.",
             False,
         ),
     ],

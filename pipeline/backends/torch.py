@@ -1,11 +1,12 @@
 """PyTorch's own int8 (torch.ao.quantization, eager mode): dynamic and static, on the CPU.
 
 Its modules keep packed parameters that only pickle can save, so a checkpoint holds plain tensors instead, for each
-layer: `weight` (int8), `weight_scale`, `weight_zero_point`, `bias`, and for static variants `input_scale`,
-`input_zero_point`, `output_scale`, `output_zero_point`. Loading rebuilds the same modules from them.
+layer: `weight` (int8), `weight_scale`, `weight_zero_point`, `bias`, and for static variants `input_scale` and
+`input_zero_point`. Loading rebuilds the same modules from them.
 """
 
 import dataclasses
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -39,40 +40,32 @@ def supports(variant: Variant) -> Variant:
 
 
 def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
-    """Quantize with `quantize_dynamic`, or with `prepare`, calibration and `convert`.
+    """Quantize the weights with `quantize_dynamic`; for static variants, the inputs with what an observer has seen.
 
-    Static variants wrap each Linear layer alone: its input and output are quantized, residual sums and LayerNorm, whose
-    outliers int8 cannot hold, stay in floating point.
+    Static variants leave the outputs in floating point, where residual sums take them up: int8 cannot hold Whisper's
+    outliers there (one layer of tiny.en spans -625 to 136, and quantizing it alone ruins the transcripts).
     """
     import torch
     from torch.ao import quantization
 
-    weight = _weight_observer(variant)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao, and works
-        if variant.activations == "dynamic":
-            qconfig = quantization.QConfig(activation=quantization.default_dynamic_quant_observer, weight=weight)
-            quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
-            return
-        activation = quantization.get_default_qconfig(torch.backends.quantized.engine).activation
-        for name in layers:
-            wrapper = quantization.QuantWrapper(model.get_submodule(name))
-            wrapper.qconfig = quantization.QConfig(activation=activation, weight=weight)
-            model.set_submodule(name, wrapper)
-        quantization.prepare(model, inplace=True)
-        calibrate(model)
-        quantization.convert(model, inplace=True)
+        inputs = _observe(model, layers, calibrate) if variant.activations == "static" else {}
+        qconfig = quantization.QConfig(
+            activation=quantization.default_dynamic_quant_observer, weight=_weight_observer(variant)
+        )
+        quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
+        for name, (scale, zero_point) in inputs.items():
+            model.set_submodule(name, _static(model.get_submodule(name), scale, zero_point))
 
 
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from safetensors.torch import save_file
     from torch import Tensor
-    from torch.ao.nn.quantized import Linear
+    from torch.ao.nn.quantized.dynamic import Linear
 
-    layers = {
-        name.removesuffix(".module"): module for name, module in model.named_modules() if isinstance(module, Linear)
-    }
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     tensors: dict[str, Tensor] = {
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -81,8 +74,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     if "proj_out" not in layers:
         del tensors["proj_out.weight"]  # tied, as in Transformers' checkpoints
     for name, module in layers.items():
-        wrapper = model.get_submodule(name)
-        tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in _pack(module, wrapper).items()}
+        tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in _pack(module).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / _LAYERS).write_text(json.dumps(list(layers), indent=2))
 
@@ -104,6 +96,28 @@ def load(folder: Path, device: str) -> "Whisper":
     return model
 
 
+def _observe(model: "Whisper", layers: list[str], calibrate: "Calibrate") -> dict[str, tuple[float, int]]:
+    """Return each layer's input scale and zero point, from the observer that PyTorch chooses for this processor."""
+    import torch
+    from torch.ao import quantization
+
+    new_observer = quantization.get_default_qconfig(torch.backends.quantized.engine).activation
+    observers = {name: new_observer() for name in layers}
+
+    def watch(observer: "nn.Module", module: "nn.Module", inputs: "tuple[Tensor, ...]") -> None:
+        observer(inputs[0])
+
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(functools.partial(watch, observer))
+        for name, observer in observers.items()
+    ]
+    calibrate(model)
+    for hook in hooks:
+        hook.remove()
+    seen = {name: observer.calculate_qparams() for name, observer in observers.items()}
+    return {name: (scale.item(), int(zero_point)) for name, (scale, zero_point) in seen.items()}
+
+
 def _weight_observer(variant: Variant) -> Any:
     import torch
     from torch.ao.quantization import observer
@@ -114,12 +128,22 @@ def _weight_observer(variant: Variant) -> Any:
     return observer.MinMaxObserver.with_args(dtype=torch.qint8, qscheme=scheme)
 
 
-def _pack(module: Any, wrapper: Any) -> "dict[str, Tensor]":
-    """Turn a quantized Linear module, and the wrapper around a static one, into plain tensors."""
+def _static(module: Any, scale: float, zero_point: int) -> Any:
+    """Make a dynamically quantized Linear module use a fixed input scale and zero point instead of each input's own."""
+    import torch
+
+    module.input_scale, module.input_zero_point = scale, zero_point
+    kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    module.forward = lambda x: kernel(x, scale, zero_point, module._packed_params._packed_params)
+    return module
+
+
+def _pack(module: Any) -> "dict[str, Tensor]":
+    """Turn a quantized Linear module into plain tensors."""
     import torch
 
     weight, bias = module._packed_params._weight_bias()
-    per_channel = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+    per_channel = weight.qscheme() == torch.per_channel_affine
     tensors = {
         "weight": weight.int_repr(),
         "weight_scale": weight.q_per_channel_scales() if per_channel else torch.tensor(weight.q_scale()),
@@ -127,34 +151,24 @@ def _pack(module: Any, wrapper: Any) -> "dict[str, Tensor]":
     }
     if bias is not None:
         tensors["bias"] = bias
-    if wrapper is not module:
-        tensors |= {
-            "input_scale": wrapper.quant.scale,
-            "input_zero_point": wrapper.quant.zero_point,
-            "output_scale": torch.tensor(module.scale),
-            "output_zero_point": torch.tensor(module.zero_point),
-        }
+    if hasattr(module, "input_scale"):
+        tensors["input_scale"] = torch.tensor(module.input_scale, dtype=torch.float64)
+        tensors["input_zero_point"] = torch.tensor(module.input_zero_point)
     return tensors
 
 
 def _unpack(tensors: "dict[str, Tensor]") -> "nn.Module":
     """Undo `_pack`."""
     import torch
-    from torch.ao.nn import quantized
-    from torch.ao.quantization import QuantWrapper
+    from torch.ao.nn.quantized.dynamic import Linear
 
     weight, scale, zero_point = tensors["weight"], tensors["weight_scale"], tensors["weight_zero_point"]
     if scale.dim():
         packed = torch._make_per_channel_quantized_tensor(weight, scale, zero_point, 0)
     else:
         packed = torch._make_per_tensor_quantized_tensor(weight, scale.item(), int(zero_point))
-    static = "input_scale" in tensors
-    module = (quantized if static else quantized.dynamic).Linear(weight.shape[1], weight.shape[0])
+    module = Linear(weight.shape[1], weight.shape[0])
     module.set_weight_bias(packed, tensors.get("bias"))
-    if not static:
-        return module
-    module.scale, module.zero_point = tensors["output_scale"].item(), int(tensors["output_zero_point"])
-    wrapper = QuantWrapper(module)
-    wrapper.quant = quantized.Quantize(tensors["input_scale"], tensors["input_zero_point"], torch.quint8)
-    wrapper.dequant = quantized.DeQuantize()
-    return wrapper
+    if "input_scale" in tensors:
+        return _static(module, tensors["input_scale"].item(), int(tensors["input_zero_point"]))
+    return module

@@ -87,10 +87,8 @@ def _get(url: str, partial: Path, name: str) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as answer:
-            if (
-                answer.status_code == 416
-            ):  # nothing follows: the partial is whole, or of another file (the digest tells)
-                return
+            if answer.status_code == 416:
+                return  # nothing follows: the partial is whole, or it is of another file, which the digest will tell
             _check(answer, url)
             if answer.status_code == 200:
                 have = 0  # the server ignores ranges and starts over, so do we
@@ -98,7 +96,7 @@ def _get(url: str, partial: Path, name: str) -> None:
                 raise RefusedError(f"{shown(url)}: the server sends another part of the file than the one asked for")
             _store(answer, partial, have, name)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        if isinstance(error, ValueError):  # requests' kind for what is no URL
             raise RefusedError(f"{shown(url)} is not an address that can be downloaded from") from None
         raise RetryError(f"{shown(url)}: {_reason(error)}; check the network and run it again") from None
 

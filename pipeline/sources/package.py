@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def _address(where: str, project: str, file: str) -> str:
             packages = client.get_project_page(project, timeout=30).packages
         except pypi_simple.NoSuchProjectError:
             raise UserError(f"{where}: the package index {shown} has no project {project!r}") from None
+        except (pypi_simple.UnsupportedContentTypeError, pypi_simple.UnsupportedRepoVersionError, ValueError):
+            raise UserError(f"{where}: {shown} does not answer as a package index does") from None
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else "an error"
             raise UserError(f"{where}: the package index {shown} answers {status}") from None
@@ -68,8 +71,6 @@ def _address(where: str, project: str, file: str) -> str:
                 f"{where}: the package index {shown} cannot be reached; check the network, "
                 "or set the index with PIP_INDEX_URL"
             ) from None
-        except (pypi_simple.UnsupportedContentTypeError, pypi_simple.UnsupportedRepoVersionError, ValueError):
-            raise UserError(f"{where}: {shown} does not answer as a package index does") from None
     found = [package.url for package in packages if package.filename == file]
     if not found:
         raise UserError(f"{where}: the package index {shown} has no file {file!r} of project {project!r}")
@@ -88,5 +89,8 @@ def _pip_setting(key: str) -> str:
     from_environment = os.environ.get(f"PIP_{key.replace('-', '_').upper()}")
     if from_environment:
         return from_environment
-    command = [sys.executable, "-m", "pip", "config", "get", f"global.{key}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 (constant)
+    # Not `pip config get`: it overlooks the file that PIP_CONFIG_FILE names.
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    settings = subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603 (no input)
+    match = re.search(rf"^global\.{key}='(.*)'$", settings, re.MULTILINE)
+    return match[1] if match else ""

@@ -1,0 +1,141 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.sources import http
+from tests.conftest import Server
+
+DATA = bytes(range(256)) * 4000
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    server.files["/file.tar.gz"] = DATA
+    return f"{server.url}/file.tar.gz"
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_downloaded_whole(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert left(tmp_path) == ["file.tar.gz"]
+    assert "file.tar.gz: 100%" in capfd.readouterr().err
+
+
+def test_a_verified_file_is_kept_without_the_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file.tar.gz").write_bytes(DATA)
+    http.download(["http://127.0.0.1:1/never"], tmp_path / "file.tar.gz", DIGEST)
+    assert capfd.readouterr() == (f"kept {tmp_path}/file.tar.gz\n", "")
+
+
+def test_a_file_with_other_bytes_is_replaced(url: str, tmp_path: Path) -> None:
+    (tmp_path / "file.tar.gz").write_bytes(b"the corpus of last year")
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+
+
+def test_a_dropped_connection_is_resumed_at_once(url: str, server: Server, tmp_path: Path) -> None:
+    server.drops = 2
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert server.requests == [
+        ("/file.tar.gz", None),
+        ("/file.tar.gz", "bytes=512000-"),
+        ("/file.tar.gz", "bytes=768000-"),
+    ]
+
+
+def test_a_connection_that_keeps_dropping_is_given_up_and_resumed_by_the_next_run(
+    url: str, server: Server, tmp_path: Path
+) -> None:
+    server.drops = 5
+    with pytest.raises(UserError) as error:
+        http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert str(error.value) == (
+        f"{url}: the connection was lost; check the network and run it again "
+        "(992,000 bytes are kept, the next run goes on from there)"
+    )
+    assert left(tmp_path) == [".file.tar.gz.partial"]
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert server.requests[-1] == ("/file.tar.gz", "bytes=992000-")
+
+
+def test_a_server_that_ignores_ranges_is_read_from_the_start(url: str, server: Server, tmp_path: Path) -> None:
+    server.ranges, server.drops = False, 1
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert server.requests == [("/file.tar.gz", None), ("/file.tar.gz", "bytes=512000-")]
+
+
+@pytest.mark.parametrize("partial", [DATA, b"another file" * 100_000, b"another file"])
+def test_whatever_partial_was_left_the_next_run_recovers(url: str, tmp_path: Path, partial: bytes) -> None:
+    (tmp_path / ".file.tar.gz.partial").write_bytes(partial)
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert left(tmp_path) == ["file.tar.gz"]
+
+
+def test_wrong_bytes_are_removed_and_the_next_run_recovers(url: str, server: Server, tmp_path: Path) -> None:
+    server.files["/file.tar.gz"] = b"\1" + DATA[1:]
+    with pytest.raises(UserError) as error:
+        http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert str(error.value) == (
+        f"{tmp_path}/file.tar.gz: the SHA-256 is {hashlib.sha256(server.files['/file.tar.gz']).hexdigest()}, but "
+        f"{DIGEST} was expected; the file was removed: run it again, or correct the digest in params.yaml if the "
+        "publisher has changed the file"
+    )
+    assert left(tmp_path) == []
+    server.files["/file.tar.gz"] = DATA
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+
+
+def test_a_busy_server_is_asked_again(url: str, server: Server, tmp_path: Path) -> None:
+    server.statuses = [503, 429]
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+
+
+def test_a_missing_file_is_asked_for_once(url: str, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        http.download([f"{url}x"], tmp_path / "file.tar.gz", DIGEST)
+    assert str(error.value) == f"{url}x: the server answers 404 Not Found; check the address in params.yaml"
+    assert server.requests == [("/file.tar.gzx", None)]
+
+
+def test_the_next_mirror_is_tried(url: str, server: Server, tmp_path: Path) -> None:
+    http.download([f"{server.url}/elsewhere/file.tar.gz", url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        (
+            "http://user:secret@127.0.0.1:1/file",
+            "http://127.0.0.1:1/file: no connection; check the network and run it again",
+        ),
+        (
+            "http://no-such-host.invalid/file?token=secret",
+            "http://no-such-host.invalid/file: the host's name is not known (no network?); "
+            "check the network and run it again",
+        ),
+        ("openslr/file", "openslr/file is not an address that can be downloaded from"),
+    ],
+)
+def test_no_network_is_one_sentence_without_secrets(
+    address: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "WAITS", (0,))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError) as error:
+        http.download([address], tmp_path / "file", DIGEST)
+    assert str(error.value) == sentence

@@ -1,0 +1,61 @@
+import errno
+
+import pytest
+
+from pipeline import errors
+
+
+def test_a_suggestion_is_the_closest_word_or_the_list() -> None:
+    assert errors.suggestion("grup_size", ["bits", "group_size"]) == " (did you mean 'group_size'?)"
+    assert errors.suggestion("tiny", ["small", "base"]) == " (known: base, small)"
+    assert errors.suggestion(3, ["bits"]) == " (known: bits)"
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.ENOENT, "No such file"), False),
+        (ValueError("wrong"), False),
+    ],
+)
+def test_a_full_disk_is_told_from_other_errors(error: Exception, full: bool) -> None:
+    assert errors.is_disk_full(error) is full
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (errors.UserError("variant 'x': unknown"), 1, "score: variant 'x': unknown\n"),
+        (KeyboardInterrupt(), 130, "score: interrupted; run it again to go on\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "models/base"),
+            1,
+            "score: the disk is full while writing models/base: free some space and run it again\n",
+        ),
+        (
+            RuntimeError("No space left on device"),
+            1,
+            "score: the disk is full while writing the project's folder: free some space and run it again\n",
+        ),
+    ],
+)
+def test_a_stage_ends_with_one_line(
+    error: BaseException, status: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, errors.stage("score"):
+        raise error
+    assert (ended.value.code, *capsys.readouterr()) == (status, "", sentence)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), errors.stage("score"):
+        print(1 / 0)
+
+
+def test_a_stage_without_errors_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with errors.stage("score"):
+        pass
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,145 @@
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline import compare, plot
+from pipeline.table import Result
+
+
+def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-clean", backend: str = "hqq") -> Result:
+    """Return a result whose intervals reach half a point either way."""
+    delta = wer - 4.0
+    return Result(
+        variant=variant,
+        split=split,
+        backend="none" if variant == "fp32" else backend,
+        utterances=2620,
+        words=52576,
+        looping=0,
+        size_mb=size_mb,
+        size_reduction=0.0,
+        wer=wer,
+        wer_low=max(0.0, wer - 0.5),
+        wer_high=wer + 0.5,
+        wer_delta=delta,
+        wer_delta_low=delta - 0.5,
+        wer_delta_high=delta + 0.5,
+        verdict="baseline" if variant == "fp32" else "worse" if delta > 0.5 else "no significant difference",
+        rtfx=10.0,
+    )
+
+
+STUDY = [
+    result("fp32", 4.0, 151.0),
+    result("hqq-int8", 4.1, 101.0),
+    result("hqq-int2", 171.0, 86.0),
+    result("new-int8", 4.3, 99.0, backend="new"),
+    result("candidate", 4.2, 98.0, backend="quanto"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rates", "end"),
+    [
+        ([4.0], 4.5),  # all fit: the highest interval
+        ([4.0, 6.0], 6.5),
+        ([4.0, 8.9], 9.0),  # at most 5 points above a good baseline
+        ([4.0, 6.0, 100.0], 6.5),  # what is beyond does not count
+        ([12.0, 23.9], 24.0),  # at most twice a poor one
+        ([0.0, 3.0], 3.5),
+    ],
+)
+def test_the_axis_ends_where_the_useful_variants_do(rates: list[float], end: float) -> None:
+    baseline, *others = rates
+    assert plot.limit([result("fp32", baseline), *(result(f"v{rate}", rate) for rate in others)]) == end
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ({"a": (100, 4.0)}, ["a"]),
+        ({"a": (150, 4.0), "b": (100, 5.0), "c": (90, 6.0)}, ["c", "b", "a"]),
+        ({"a": (150, 4.0), "b": (100, 3.9), "c": (110, 3.95)}, ["b"]),
+        ({"a": (150, 4.0), "b": (100, 4.0), "c": (100, 4.0)}, ["b"]),
+        ({"a": (100, 5.0), "b": (100, 4.0)}, ["b"]),
+    ],
+)
+def test_pareto(points: dict[str, tuple[float, float]], front: list[str]) -> None:
+    results = [result(name, wer, size) for name, (size, wer) in points.items()]
+    assert [best.variant for best in plot.pareto(results)] == front
+
+
+@pytest.mark.parametrize(
+    ("taken", "place"),
+    [
+        ([], (62, 45, 112, 55)),  # right of its point
+        ([(60, 40, 70, 60)], (-12, 45, 38, 55)),  # else left
+        ([(60, 40, 200, 60), (-100, 40, 40, 60)], (61, 64.05, 111, 74.05)),  # else aslant
+    ],
+)
+def test_a_label_goes_where_there_is_room(taken: Sequence[plot.Box], place: plot.Box) -> None:
+    frame = (-100, 0, 200, 100)
+    assert plot.free_place(50, 10, (50, 50), taken, frame) == pytest.approx(place, abs=0.01)
+
+
+def test_a_label_stays_inside_the_frame() -> None:
+    left, bottom, right, top = plot.free_place(50, 10, (95, 98), [], (0, 0, 100, 100))
+    assert left >= 0
+    assert bottom >= 0
+    assert right <= 100
+    assert top <= 100
+
+
+def test_a_label_without_any_room_still_gets_a_place() -> None:
+    assert plot.free_place(500, 500, (5, 5), [(0, 0, 10, 10)], (0, 0, 10, 10))
+
+
+def test_every_variant_is_named_and_one_beyond_the_axis_with_its_rate() -> None:
+    (axes,) = plot.wer_vs_size(STUDY).axes
+    names = ["fp32,\n151 MB", "hqq-int8", "hqq-int2 (171 %)", "new-int8", "candidate"]
+    assert [text.get_text() for text in axes.texts] == names
+    (axes,) = plot.differences(STUDY).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == [each.variant for each in STUDY]
+    assert [text.get_text() for text in axes.texts] == ["4.00", "4.10", "171.00 (cut)", "4.30", "4.20"]
+
+
+def draw(folder: Path, results: Sequence[Result], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the digests of both figures, after checking that they are PNG files of some content."""
+    (folder / "reports").mkdir(parents=True)
+    (folder / "reports/results.csv").write_text(compare.to_csv([dataclasses.asdict(result) for result in results]))
+    monkeypatch.chdir(folder)
+    plot.main()
+    pictures = [Path(f"reports/figures/{name}.png").read_bytes() for name in ("wer_vs_size", "wer")]
+    for picture in pictures:
+        assert picture.startswith(b"\x89PNG\r\n")
+        assert len(picture) > 10_000
+        assert b"Software" not in picture
+    return [hashlib.sha256(picture).hexdigest() for picture in pictures]
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [*STUDY, *(dataclasses.replace(result, split="test-other") for result in STUDY)]
+    assert draw(tmp_path / "a", both, monkeypatch) == draw(tmp_path / "b", both, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [result("fp32", 0.0)],
+        [result("fp32", 4.0, 151.0), result("candidate", 4.0, 151.0)],
+        [result("fp32", 4.0, 151.0), result("candidate", 1500.0, 90.0)],
+    ],
+)
+def test_any_study_can_be_drawn(results: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path, results, monkeypatch)
+
+
+def test_settings_of_the_user_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib as mpl
+
+    digests = draw(tmp_path / "a", STUDY, monkeypatch)
+    with mpl.rc_context({"font.size": 20, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        assert draw(tmp_path / "b", STUDY, monkeypatch) == digests
