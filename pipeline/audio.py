@@ -18,8 +18,8 @@ Samples = NDArray[np.float32]
 def windows(samples: Samples) -> list[Samples]:
     """Cut sound that is longer than Whisper's window at its quietest places, so that no word is lost.
 
-    Sound up to 30 s, nearly all of LibriSpeech, stays whole. Each cut falls in the middle fifth of a 20 ms grid's
-    quietest frame around the even split, where a pause is likeliest.
+    Sound up to 30 s, nearly all of LibriSpeech, stays whole. Each cut falls in the quietest 20 ms of the middle
+    fifth, where a pause is likeliest.
     """
     if len(samples) <= WINDOW:
         return [samples]

@@ -52,7 +52,9 @@ def verify(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         digests = manifest["files"]
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} has no readable {MANIFEST}, so it is no checkpoint of this project; {again}") from None
+        raise UserError(
+            f"{folder} has no readable {MANIFEST}, so it is no checkpoint of this project; {again}"
+        ) from None
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}; {again}")

@@ -192,6 +192,7 @@ def main() -> None:
     """Read scores and timings of the variants in params.yaml; write metrics.json and results.csv."""
     settings = params.read()
     scoring, names = settings.scoring, settings.names
+    sweep(names)
     scores = {name: read(SCORES / f"{name}.json", "score") for name in names}
     check_same(scores)
     timings = {name: read(TIMINGS / f"{name}.json", "transcribe") for name in names}
@@ -199,6 +200,17 @@ def main() -> None:
     files.write_json(METRICS, metrics(table))
     files.write_text(RESULTS, to_csv(table))
     announce(scoring.resamples, len(names) - 1)
+
+
+def sweep(names: Sequence[str]) -> None:
+    """Remove the scores and timings that dropped variants left.
+
+    DVC leaves them, and hashes them with the folders: dvc.lock would then not fit the clone that never had them.
+    """
+    for folder in (SCORES, TIMINGS):
+        for file in folder.glob("*.json"):
+            if file.stem not in names:
+                files.remove(file)
 
 
 def announce(resamples: int, tests: int) -> None:

@@ -43,9 +43,12 @@ class Vocabulary:
             prompt += [f"<|{language}|>", f"<|{task}|>"]
         elif (language, task) != ("en", "transcribe"):
             raise UserError(f"decoding: this model only transcribes English, so {language}/{task} needs another model")
-        ids = [tokenizer.token_to_id(token) for token in [*prompt, "<|notimestamps|>", "<|endoftext|>"]]
-        if None in ids:
-            raise UserError(f"{folder}/tokenizer.json lacks the token {[*prompt, '<|notimestamps|>'][ids.index(None)]!r}")
+        ids = []
+        for token in [*prompt, "<|notimestamps|>", "<|endoftext|>"]:
+            place = tokenizer.token_to_id(token)
+            if place is None:
+                raise UserError(f"{folder}/tokenizer.json lacks the token {token!r}; it is not Whisper's")
+            ids.append(place)
         return cls(
             tokenizer=tokenizer,
             prompt=ids[:-1],

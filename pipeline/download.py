@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline import errors, params, sources
+from pipeline import errors, files, params, sources
 
 
 def needed(settings: params.Params) -> dict[str, list[str]]:
@@ -15,12 +15,19 @@ def needed(settings: params.Params) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Get what params.yaml asks for into data/raw/<corpus>/; files that are there and verified stay as they are."""
+    """Get what params.yaml asks for into data/raw/<corpus>/; files that are there and verified stay as they are.
+
+    Anything else is removed, so that the folder depends on params.yaml alone and not on what was tried before; DVC's
+    cache keeps it.
+    """
     settings = params.read()
+    wanted = set()
     for name, splits in needed(settings).items():
         sources.download(name, settings.corpora[name], splits)
-        for leftover in (sources.RAW / name).glob(".*.partial"):
-            leftover.unlink()
+        wanted |= {file for split in splits for file in sources.archives(name, settings.corpora[name], split)}
+    for path in sorted(sources.RAW.rglob("*"), reverse=True):  # a folder's contents come before the folder
+        if path not in wanted and not (path.is_dir() and any(path.iterdir())):
+            files.remove(path)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def stage(name: str) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        where = getattr(error, "filename", None) or "the project's folder"
+        # A failed copy names its source first.
+        where = getattr(error, "filename2", None) or getattr(error, "filename", None) or "the project's folder"
         sys.exit(_say(name, f"the disk is full while writing {where}: free some space and run it again", 1))
 
 

@@ -126,7 +126,8 @@ def _scatter(axes: "Axes", results: Sequence[Result]) -> None:
     margin = 0.12 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
     low = min(result.wer_low for result in results)
     axes.set_xlim(min(sizes) - margin, max(sizes) + margin)
-    axes.set_ylim(max(0.0, low - 0.05 * (top - low)), top + 0.08 * (top - low))
+    height = top - low or 1.0  # one rate for all, as where every word is wrong
+    axes.set_ylim(max(0.0, low - 0.05 * height), top + 0.08 * height)
     axes.set_title(_title(results))
     axes.set_ylabel("word error rate, %, with its 95 % interval")
     axes.axhline(baseline.wer, color="black", linewidth=0.8, linestyle="--", zorder=1)
@@ -207,9 +208,9 @@ def _bars(axes: "Axes", results: Sequence[Result]) -> None:
         axes.barh(y, min(result.wer, top), color=color, alpha=PALE if alike else 1.0, height=0.7)
         low, high = baseline.wer + result.wer_delta_low, baseline.wer + result.wer_delta_high
         if not beyond and result is not baseline:
-            axes.hlines(y, low, high, color="black", linewidth=1)
+            axes.hlines(y, low, min(high, top), color="black", linewidth=1)
         text = f"{result.wer:.2f}" + (" (cut)" if beyond else "")
-        at = top if beyond else max(high, result.wer)
+        at = min(top, max(high, result.wer))
         axes.annotate(text, (at, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
     axes.axvline(baseline.wer, color="black", linewidth=0.8, linestyle="--")
     axes.set_xlim(0, top * 1.15)

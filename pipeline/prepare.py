@@ -83,7 +83,7 @@ def rows(folder: Path, archives: list[Path], split: str, recordings: list[layout
     places: dict[str, tuple[int, int, int]] = {}  # id -> offset and bytes in the temporary file, samples
     with (
         tempfile.TemporaryFile(dir=folder) as spool,
-        tqdm(total=len(recordings), desc=f"prepare {split}", unit=" utterances", mininterval=0.5) as bar,
+        tqdm(total=len(recordings), desc=f"prepare {split}", unit=" utterances", mininterval=0.5, disable=None) as bar,
     ):
         for member, data in layouts.members(archives, by_member.__contains__):
             if data is not None:

@@ -28,10 +28,6 @@ def main(name: str) -> None:
     from pipeline import checkpoint, corpus, decoding, whisper
 
     model = whisper.load(BASELINE)
-    layers: dict[str, int] = {}
-    if variant.backend != "none":
-        chosen = backends.select(model, variant.include, variant.exclude)
-        layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator, union-attr]
     static = variant.activations == "static"
     calibration = list(corpus.read(corpus.CALIBRATION)) if static else []
 
@@ -41,7 +37,12 @@ def main(name: str) -> None:
         for utterance in tqdm(calibration, unit="utt", desc="calibration", disable=None):
             decoding.texts(watched, [utterance], vocabulary, watched.config.max_target_positions)
 
-    backend.quantize(model, list(layers), variant, calibrate)
+    try:
+        chosen = backends.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
+        layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator]
+        backend.quantize(model, chosen, variant, calibrate)
+    except UserError as error:
+        raise UserError(f"variant {name!r}: {error}") from None
     unchanged = [layer for layer in layers if type(model.get_submodule(layer)) is torch.nn.Linear]
     if unchanged:
         raise UserError(

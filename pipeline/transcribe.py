@@ -40,7 +40,9 @@ def main(name: str) -> None:
     for number, shard in enumerate(shards):
         for batch in decoding.batches(corpus.read_shard(shard), settings.decoding.batch_size):
             if number == 0 and not rows:
-                decoding.texts(model, batch[:1], vocabulary, limit)  # warm up: kernels are chosen and packed at first use
+                decoding.texts(
+                    model, batch[:1], vocabulary, limit
+                )  # warm up: kernels are chosen and packed at first use
             machine.synchronize(device)
             started = time.perf_counter()
             texts = decoding.texts(model, batch, vocabulary, limit)

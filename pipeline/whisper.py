@@ -38,7 +38,10 @@ class Config:
     @classmethod
     def read(cls, folder: Path) -> "Config":
         """Read config.json of a checkpoint; raise UserError when it is not Whisper's."""
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no checkpoint: config.json is missing") from None
         missing = [key for key in cls.__dataclass_fields__ if key not in raw]
         if missing:
             raise UserError(f"{folder}/config.json lacks {missing[0]!r}: this is not a Whisper checkpoint")
@@ -88,7 +91,7 @@ class Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # nn.Module is untyped
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):
@@ -231,10 +234,15 @@ def skeleton(folder: Path) -> Whisper:
 
 def load(folder: Path, device: str = "cpu") -> Whisper:
     """Load an unquantized checkpoint: config.json and model.safetensors."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     model = skeleton(folder)
-    assign(model, load_file(folder / "model.safetensors", device=device), folder)
+    try:
+        tensors = load_file(folder / "model.safetensors", device=device)
+    except (FileNotFoundError, SafetensorError):
+        raise UserError(f"{folder}: model.safetensors is missing or cut short; fetch or quantize it again") from None
+    assign(model, tensors, folder)
     return model
 
 
@@ -247,12 +255,15 @@ def assign(model: Whisper, tensors: dict[str, Tensor], folder: Path, replaced: S
     try:
         result = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{folder}: the weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{folder}: the weights do not fit config.json: {reason}") from None
     optional = {f"{layer}.{kind}" for layer in replaced for kind in ("weight", "bias")} | {"proj_out.weight"}
     missing = [key for key in result.missing_keys if key not in optional]
     if missing or result.unexpected_keys:
         what = f"lacks {missing[0]!r}" if missing else f"holds the unknown {result.unexpected_keys[0]!r}"
-        raise UserError(f"{folder}: model.safetensors {what}, so it does not fit config.json; fetch or quantize it again")
+        raise UserError(
+            f"{folder}: model.safetensors {what}, so it does not fit config.json; fetch or quantize it again"
+        )
     if "proj_out.weight" in result.missing_keys:
         model.tie()
     model.requires_grad_(False)

@@ -4,12 +4,13 @@ import functools
 import hashlib
 import http.server
 import io
+import os
 import tarfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,15 +19,47 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import fetch, params
+from pipeline import corpus, fetch, params, prepare
 from pipeline.errors import UserError
 from pipeline.sources import http as source_http
 from pipeline.sources import package
+
+if TYPE_CHECKING:
+    from tests.study import Study
+
+# Before anything imports torch: small matrices and a busy machine make a second thread cost more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Packages = Callable[[str, params.Files], list[Path]]
 
 ROOT = Path(__file__).parents[1]
 SPEECH = ROOT.parent / "shared" / "LibriSpeech"
+
+
+TOKENS = {
+    "<|endoftext|>": 10,
+    "<|startoftranscript|>": 11,
+    "<|en|>": 12,
+    "<|de|>": 13,
+    "<|translate|>": 14,
+    "<|transcribe|>": 15,
+    "<|startofprev|>": 16,
+    "<|notimestamps|>": 17,
+}
+SIZES: dict[str, Any] = {
+    "vocab_size": 20,
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "num_mel_bins": 80,
+    "max_source_positions": 20,
+    "max_target_positions": 12,
+}
+"""A Whisper that is small enough to be made by the dozen."""
 
 
 class Project:
@@ -97,6 +130,35 @@ def tiny_en(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def base(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with real, multilingual Whisper base, as `fetch` writes it."""
     return _baseline("base", packages, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a random Whisper with `save_pretrained`, and a tokenizer beside it."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("trained")
+    special: dict[str, Any] = {"pad_token_id": 10, "bos_token_id": 10, "eos_token_id": 10, "decoder_start_token_id": 11}
+    config = WhisperConfig(**SIZES, **special, begin_suppress_tokens=[10])
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE({chr(97 + n): n for n in range(10)}, []))
+    tokenizer.add_special_tokens(list(TOKENS))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> "Study":
+    """Return a small study after `dvc repro` and a commit; who changes anything works on a copy."""
+    from tests import study
+
+    made = study.make(tmp_path_factory.mktemp("finished"))
+    made.did("dvc", "repro")
+    made.commit("Run")
+    return made
 
 
 class Server:
@@ -224,3 +286,25 @@ def archive(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return path
+
+
+@pytest.fixture(scope="session")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a toy Whisper, random but complete, as `fetch` writes it."""
+    from tests import toy
+
+    return toy.write(tmp_path_factory.mktemp("toy") / "baseline")
+
+
+@pytest.fixture(scope="session")
+def sample(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> list[corpus.Utterance]:
+    """Return the five utterances of real speech that the default study scores."""
+    folder = tmp_path_factory.mktemp("sample")
+    (sdist,) = packages("sample", params.read(ROOT / "params.yaml").corpora["sample"].files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Project(folder).set(corpus="sample", calibration__utterances=1)
+        (folder / "data/raw/sample").mkdir(parents=True)
+        (folder / "data/raw/sample" / sdist.name).symlink_to(sdist)
+        prepare.main()
+        return list(corpus.read(corpus.CORPUS))

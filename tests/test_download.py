@@ -71,16 +71,18 @@ def test_a_second_run_asks_the_network_for_nothing(
     )
 
 
-def test_other_files_stay_and_partials_go(tmp_project: Project, published: Server) -> None:
+def test_what_params_do_not_ask_for_goes(tmp_project: Project, published: Server) -> None:
     Path("data/raw/librispeech").mkdir(parents=True)
+    Path("data/raw/another").mkdir(parents=True)
+    Path("data/raw/another/test.tar").write_bytes(b"of another experiment")
     Path("data/raw/librispeech/train-clean-100.tar.gz").write_bytes(b"of another experiment")
     Path("data/raw/librispeech/.dev-other.tar.gz.partial").write_bytes(b"given up")
     openslr(tmp_project, published, "test-clean.tar.gz", "dev-clean.tar.gz")
     download.main()
-    assert sorted(path.name for path in Path("data/raw/librispeech").iterdir()) == [
-        "dev-clean.tar.gz",
-        "test-clean.tar.gz",
-        "train-clean-100.tar.gz",
+    assert sorted(map(str, Path("data/raw").rglob("*"))) == [
+        "data/raw/librispeech",
+        "data/raw/librispeech/dev-clean.tar.gz",
+        "data/raw/librispeech/test-clean.tar.gz",
     ]
 
 

@@ -59,7 +59,9 @@ def select(model: "torch.nn.Module", include: list[str], exclude: list[str]) -> 
     for key, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not fnmatch.filter(linear, pattern):
-                raise UserError(f"{key}: no Linear layer matches {pattern!r}{suggestion(pattern, linear[:1] + linear[-1:])}")
+                raise UserError(
+                    f"{key}: no Linear layer matches {pattern!r}{suggestion(pattern, linear[:1] + linear[-1:])}"
+                )
     chosen = [
         name
         for name in linear
@@ -78,7 +80,9 @@ def choose(backend: str, key: str, value: object, choices: tuple[object, ...], w
     UserError: hqq: bits 5 is not possible (choose 8, 4, 3 or 2)
     """
     if value not in choices:
-        words = [str(choice).lower() if choice is None or isinstance(choice, bool) else str(choice) for choice in choices]
+        words = [
+            str(choice).lower() if choice is None or isinstance(choice, bool) else str(choice) for choice in choices
+        ]
         listed = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
         shown = str(value).lower() if isinstance(value, bool) else value
         raise UserError(f"{backend}: {key} {shown} is not possible{where} (choose {listed})")

@@ -8,15 +8,13 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import backends
 from pipeline.errors import UserError
 from pipeline.params import Variant
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pipeline.backends import Calibrate
     from pipeline.whisper import Whisper
 
@@ -28,6 +26,7 @@ _OUTLIER_THRESHOLD = 6.0
 
 def supports(variant: Variant) -> Variant:
     """int8 has a scale per channel and quantizes activations by row; fp4 and nf4 are weight-only, in blocks."""
+    granularity: Literal["channel", "group"]
     where = f" with format {variant.format}"
     backends.choose("bnb", "format", variant.format, ("int", "fp", "nf"))
     if variant.format == "int":
@@ -84,7 +83,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
 def load(folder: Path, device: str) -> "Whisper":
     """Rebuild each layer from its quantized weights and their statistics."""
     import torch
-    from bitsandbytes.nn import Int8Params, Params4bit
+    from bitsandbytes.nn.modules import Int8Params, Params4bit
     from safetensors.torch import load_file
 
     from pipeline import whisper
@@ -129,9 +128,9 @@ def _config(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _layer(inputs: int, outputs: int, bias: bool, config: dict[str, Any], device: str | None = None) -> "nn.Linear":
+def _layer(inputs: int, outputs: int, bias: bool, config: dict[str, Any], device: str | None = None) -> Any:
     import torch
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     if config["load_in_8bit"]:
         return Linear8bitLt(
@@ -152,4 +151,3 @@ def _quantized(tensors: dict[str, Any]) -> list[str]:
     """Name the layers whose statistics stand among the tensors."""
     marks = (".SCB", ".weight.absmax")
     return sorted(key.removesuffix(mark) for key in tensors for mark in marks if key.endswith(mark))
-

@@ -1,4 +1,4 @@
-"""No quantization: the baseline itself, so that it goes the same way through the pipeline as what is compared with it."""
+"""No quantization: the baseline itself goes the same way through the pipeline as what is compared with it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

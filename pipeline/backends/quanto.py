@@ -7,7 +7,7 @@ Checkpoints are quanto's own, model.safetensors and quanto_qmap.json, as `Quanti
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import backends
 from pipeline.params import Variant
@@ -35,7 +35,7 @@ def supports(variant: Variant) -> Variant:
         backends.choose("quanto", "bits", variant.bits, (8,), " with activations static")
         backends.choose("quanto", "format", variant.format, ("int",), " with activations static")
     grouped = variant.bits < 8
-    granularity = "group" if grouped else "channel"
+    granularity: Literal["group", "channel"] = "group" if grouped else "channel"
     where = f" with {variant.bits} bits"
     backends.choose("quanto", "granularity", variant.granularity or granularity, (granularity,), where)
     backends.choose("quanto", "group_size", variant.group_size, (None, 128) if grouped else (None,), where)

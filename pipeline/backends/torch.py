@@ -45,7 +45,6 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
     Static variants leave the outputs in floating point, where residual sums take them up: int8 cannot hold Whisper's
     outliers there (one layer of tiny.en spans -625 to 136, and quantizing it alone ruins the transcripts).
     """
-    import torch
     from torch.ao import quantization
 
     with warnings.catch_warnings():
@@ -54,7 +53,8 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
         qconfig = quantization.QConfig(
             activation=quantization.default_dynamic_quant_observer, weight=_weight_observer(variant)
         )
-        quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
+        chosen = dict.fromkeys(layers, qconfig)
+        quantization.quantize_dynamic(model, chosen, inplace=True)
         for name, (scale, zero_point) in inputs.items():
             model.set_submodule(name, _static(model.get_submodule(name), scale, zero_point))
 
@@ -101,7 +101,8 @@ def _observe(model: "Whisper", layers: list[str], calibrate: "Calibrate") -> dic
     import torch
     from torch.ao import quantization
 
-    new_observer = quantization.get_default_qconfig(torch.backends.quantized.engine).activation
+    engine = torch.backends.quantized.engine
+    new_observer = quantization.get_default_qconfig(engine).activation
     observers = {name: new_observer() for name in layers}
 
     def watch(observer: "nn.Module", module: "nn.Module", inputs: "tuple[Tensor, ...]") -> None:
@@ -157,7 +158,7 @@ def _pack(module: Any) -> "dict[str, Tensor]":
     return tensors
 
 
-def _unpack(tensors: "dict[str, Tensor]") -> "nn.Module":
+def _unpack(tensors: "dict[str, Tensor]") -> Any:
     """Undo `_pack`."""
     import torch
     from torch.ao.nn.quantized.dynamic import Linear

@@ -31,7 +31,7 @@ def pack(root: Path, split: str, target: Path) -> None:
     inside = root.resolve()
     paths = [path for path in (root / split).glob("*/*/*") if path.name.endswith((".flac", ".trans.txt"))]
     with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
-        for path in tqdm(sorted(paths), desc=f"{split}.tar", unit=" files", mininterval=0.5):
+        for path in tqdm(sorted(paths), desc=f"{split}.tar", unit=" files", mininterval=0.5, disable=None):
             if not path.resolve().is_relative_to(inside):
                 raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; copy the file there instead")
             member = tarfile.TarInfo(path.relative_to(root).as_posix())

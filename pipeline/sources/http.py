@@ -108,7 +108,7 @@ def _store(answer: Any, partial: Path, have: int, name: str) -> None:
     total = have + int(length) if length else None
     with (
         partial.open("ab" if have else "wb") as file,
-        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, mininterval=0.5) as bar,
+        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, mininterval=0.5, disable=None) as bar,
     ):
         for chunk in answer.raw.stream(CHUNK, decode_content=False):
             file.write(chunk)

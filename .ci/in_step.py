@@ -1,0 +1,68 @@
+"""Check that what is committed is in step with the code: dvc.lock before a run, reports/metrics.json after it.
+
+Usage: python .ci/in_step.py lock|metrics
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DVC = str(Path(sys.executable).with_name("dvc"))
+
+
+def lock() -> str | None:
+    """Return what is wrong when a stage would rerun although no code, parameter or dependency has changed."""
+    command = [DVC, "repro", "--dry", "--allow-missing"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    stale = [line for line in output.splitlines() if line.startswith("Running stage")]
+    return (
+        f"dvc.lock is behind the code: run 'make run' and commit it ({len(stale)} stages, {stale[0]})"
+        if stale
+        else None
+    )
+
+
+def metrics() -> str | None:
+    """Return what is wrong with the committed metrics.json, compared with the one just made.
+
+    Every variant, split and size must be equal, and so must fp32's word errors. Quantized kernels may round differently
+    on another processor, so the other rates are compared only where the committed ones were made on the same kind.
+    """
+    made = json.loads(Path("reports/metrics.json").read_text())
+    committed = json.loads(_committed("reports/metrics.json"))
+    same = _machine(Path("reports/results.csv").read_text()) == _machine(_committed("reports/results.csv"))
+    if list(made) != list(committed):
+        return f"variants differ: committed {list(committed)}, made {list(made)}"
+    for name in made:
+        strict = same or name == "fp32"
+        for key, old, new in _pairs(committed[name], made[name]):
+            if old != new and (strict or not key.split(".")[-1].startswith("wer")):
+                return f"{name}: {key} is {old} in the commit and {new} in this run; run 'make run' and commit it"
+    return None
+
+
+def _committed(path: str) -> str:
+    return subprocess.run(["git", "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout  # noqa: S607  # git is wherever the PATH says
+
+
+def _machine(table: str) -> set[str]:
+    return {row["machine"] for row in csv.DictReader(table.splitlines())}
+
+
+def _pairs(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    pairs = []
+    for key in {**old, **new}:
+        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            pairs += [(f"{key}.{inner}", a, b) for inner, a, b in _pairs(old[key], new[key])]
+        else:
+            pairs.append((key, old.get(key), new.get(key)))
+    return pairs
+
+
+if __name__ == "__main__":
+    problem = {"lock": lock, "metrics": metrics}[sys.argv[1]]()
+    print(problem or f"{sys.argv[1]}: in step")
+    sys.exit(1 if problem else 0)

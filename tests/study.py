@@ -1,0 +1,157 @@
+"""A study small enough to run whole in a test: DVC, graph and stages are the real ones, model and speech are not."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from pipeline import files
+from tests import toy
+from tests.conftest import ROOT, encode, noise
+
+FILES = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+VARIANTS = ("fp32", "torch-int8-dynamic", "torch-int8-static", "hqq-int4")
+UNREACHABLE = "http://127.0.0.1:9/simple"
+"""An index that refuses every connection: whoever downloads anything fails."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A copy of the project in a folder of its own, with its own git repository and DVC cache."""
+
+    root: Path
+
+    @property
+    def speech(self) -> str:
+        """Where the corpus comes from."""
+        return str(YAML(typ="safe").load(self.root / "params.yaml")["corpora"]["noise"]["path"])
+
+    def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command in the study's folder, with this Python's programs first; standard error is in stdout."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
+        environment |= {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PIP_INDEX_URL": UNREACHABLE,
+            "OMP_NUM_THREADS": "1",  # starting threads takes longer than these matrices
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.root.parent / "site-cache"),
+            "DVC_GLOBAL_CONFIG_DIR": str(self.root.parent / "no-config"),
+            "DVC_SYSTEM_CONFIG_DIR": str(self.root.parent / "no-config"),
+        }
+        return subprocess.run(
+            command, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+
+    def did(self, *command: str) -> str:
+        """Run a command that must succeed; return what it says."""
+        done = self.run(*command)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def ran(self, *command: str) -> list[str]:
+        """Run a DVC command that must succeed; return the stages that it ran, sorted."""
+        return sorted(ran(self.did("dvc", *command)))
+
+    def changed(self) -> list[str]:
+        """Return the stages that `dvc status` finds changed."""
+        return sorted(json.loads(self.did("dvc", "status", "--json")))
+
+    def edit(self, change: Callable[[Any], object]) -> None:
+        """Let `change` work on what params.yaml holds."""
+        file = self.root / "params.yaml"
+        raw = YAML(typ="safe").load(file)
+        change(raw)
+        YAML(typ="safe").dump(raw, file)
+
+    def append(self, name: str, text: str) -> None:
+        """Add text at the end of a file."""
+        with (self.root / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def read(self, name: str) -> str:
+        """Return a file's text."""
+        return (self.root / name).read_text(encoding="utf-8")
+
+    def partials(self) -> list[Path]:
+        """List what unfinished writes have left behind."""
+        return list(self.root.rglob(".*.partial"))
+
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
+        self.did("git", "add", "--all")
+        self.did("git", "commit", "--quiet", "--message", message)
+
+    def copy(self, root: Path) -> "Study":
+        """Return a copy with everything, the cache included."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Study(root)
+
+
+def ran(output: str) -> list[str]:
+    """Return the stages that DVC says to have run, in their order."""
+    return re.findall(r"^Running stage '(.+)':$", output, re.MULTILINE)
+
+
+def make(folder: Path) -> Study:
+    """Make a study in `folder` of a random model and a few noises; nothing of it has run yet."""
+    study = Study(folder / "study")
+    for name in FILES:
+        (study.root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, study.root / name)
+    shutil.copytree(ROOT / "pipeline", study.root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    model, speech = _model(folder / "toy"), _speech(folder / "speech")
+
+    def shrink(raw: Any) -> None:
+        raw |= {"model": "toy", "corpus": "noise", "device": "cpu", "backend": "hqq", "bits": 8}
+        raw["models"]["toy"] = {"source": "directory", "path": str(model)}
+        raw["corpora"]["noise"] = {"source": "directory", "path": str(speech), "splits": ["test"], "limit": None}
+        raw["variants"] = {name: raw["variants"][name] for name in VARIANTS}
+        raw["decoding"]["max_new_tokens"] = 9
+        raw["calibration"] |= {"corpus": "noise", "split": "dev", "utterances": 1}
+        raw["scoring"]["resamples"] = 100
+
+    study.edit(shrink)
+    study.did("git", "init", "--quiet")
+    study.did("git", "config", "user.name", "A Tester")
+    study.did("git", "config", "user.email", "tester@example.org")
+    study.commit("Begin")
+    return study
+
+
+def _model(folder: Path) -> Path:
+    """Write a random Whisper that says words of few letters, and other ones with weights of other bits."""
+    toy.write(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "embed_tokens" in name:
+            tensor *= 0.03  # the head is tied to it: with large ones the model says its last letter again and again
+        elif "embed" not in name and tensor.dim() == 2:
+            tensor *= 3
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    letters = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    spoken = [letters[letter] for letter in "abcdefgĠ"]  # the last is the space of byte-level tokenizers
+    generation = json.loads((folder / "generation_config.json").read_text())
+    generation["suppress_tokens"] = [token for token in range(256 + len(toy.ENGLISH)) if token not in spoken]
+    files.write_json(folder / "generation_config.json", generation)
+    return folder
+
+
+def _speech(folder: Path) -> Path:
+    """Write splits `test` and `dev` of half-second utterances, laid out as LibriSpeech is."""
+    for split, count in (("test", 3), ("dev", 1)):
+        chapter = folder / split / "1" / "2"
+        chapter.mkdir(parents=True)
+        names = [f"1-2-{number:04}" for number in range(count)]
+        for seed, name in enumerate(names):
+            (chapter / f"{name}.flac").write_bytes(encode(noise(0.5, seed)))
+        (chapter / "1-2.trans.txt").write_text("".join(f"{name} EGG EBGGE\n" for name in names))
+    return folder

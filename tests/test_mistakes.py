@@ -1,0 +1,159 @@
+"""Mistakes and accidents in whole DVC runs: one sentence each, nothing half-written, and the next run recovers."""
+
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.study import Study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def study(finished: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Return one study for all tests here: each leaves it as it was, or the next one fails."""
+    return finished.copy(tmp_path_factory.mktemp("mistakes") / "study")
+
+
+def said(output: str) -> list[str]:
+    """Return the lines that are not DVC's own."""
+    dvc = r"Running stage |Stage |Reproducing experiment|> |ERROR: failed to reproduce|$"
+    return [line for line in output.splitlines() if not re.match(dvc, line)]
+
+
+MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "model": (
+        lambda raw: raw.update(model="toi"),
+        "fetch: unknown model 'toi' (did you mean 'toy'?)",
+    ),
+    "key of a model": (
+        lambda raw: raw["models"]["toy"].update(pth="."),
+        "fetch: model 'toy': unknown key 'pth' (did you mean 'path'?)",
+    ),
+    "corpus": (
+        lambda raw: raw.update(corpus="noize"),
+        "download: unknown corpus 'noize' (did you mean 'noise'?)",
+    ),
+    "split": (
+        lambda raw: raw["corpora"]["noise"].update(splits=["tset"]),
+        "download: corpus 'noise': SPEECH has no split 'tset' (did you mean 'test'?)",
+    ),
+    "calibration": (
+        lambda raw: raw["calibration"].update(corpus="noize"),
+        "download: unknown calibration: corpus 'noize' (did you mean 'noise'?)",
+    ),
+    "backend": (
+        lambda raw: raw.update(backend="hhq"),
+        "quantize: candidate: unknown backend 'hhq' (did you mean 'hqq'?)",
+    ),
+    "bits": (
+        lambda raw: raw.update(bits=7),
+        "quantize: variant 'candidate': hqq: bits 7 is not possible (choose 8, 4, 3, 2 or 1)",
+    ),
+    "key of a variant": (
+        lambda raw: raw["variants"]["hqq-int4"].update(group=64),
+        "quantize: variant 'hqq-int4': unknown key 'group' (did you mean 'group_size'?)",
+    ),
+    "key of decoding": (
+        lambda raw: raw["decoding"].update(max_tokens=9),
+        "transcribe: decoding: unknown key 'max_tokens' (did you mean 'max_new_tokens'?)",
+    ),
+    "key of scoring": (
+        lambda raw: raw["scoring"].update(normaliser="basic"),
+        "score: scoring: unknown key 'normaliser' (did you mean 'normalizer'?)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_told_in_a_sentence_and_undone(study: Study, mistake: str) -> None:
+    change, sentence = MISTAKES[mistake]
+    study.edit(change)
+    failed = study.run("dvc", "repro")
+    assert said(failed.stdout) == [sentence.replace("SPEECH", str(study.speech))]
+    assert failed.returncode != 0
+    assert study.partials() == []
+    study.did("git", "checkout", "--quiet", "params.yaml")
+    assert study.ran("repro") == []  # what the failed stage had removed comes from the cache
+    assert study.changed() == []
+
+
+def test_impossible_experiment_is_told_in_a_sentence_and_undone(study: Study) -> None:
+    failed = study.run("dvc", "exp", "run", "-S", "backend=hqq", "-S", "bits=7")
+    assert said(failed.stdout) == [MISTAKES["bits"][1]]
+    assert failed.returncode != 0
+    study.did("git", "checkout", "--quiet", "params.yaml")
+    assert study.ran("repro") == []
+    assert study.changed() == []
+
+
+def test_experiment_with_an_unknown_key_is_refused(study: Study) -> None:
+    failed = study.run("dvc", "exp", "run", "-S", "bitz=4")
+    assert "Could not override 'bitz'" in failed.stdout
+    assert failed.returncode != 0
+    assert study.did("git", "status", "--porcelain") == ""
+
+
+def test_edited_checkpoint_is_refused_and_restored(study: Study) -> None:
+    weights = study.root / "models" / "fp32" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    transcripts = study.read("reports/transcripts/fp32.jsonl")
+    failed = study.run("python", "-m", "pipeline.transcribe", "fp32")
+    assert failed.stdout == (
+        "transcribe: models/fp32/model.safetensors is not the file that was saved: it is cut short or edited; "
+        "run 'dvc repro -f' for the stage that writes models/fp32\n"
+    )
+    assert failed.returncode == 1
+    assert study.read("reports/transcripts/fp32.jsonl") == transcripts
+    assert study.ran("repro") == []
+    assert weights.read_bytes() == whole
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=32m none disk && cp -r study/params.yaml study/pipeline study/models study/data disk || exit 77
+cd disk
+rm -r models/fp32
+attempt() {
+    "$@" 2>&1
+    echo "exit $?: $(ls -A models | tr '\\n' ' ')"
+}
+for kilobytes in 0 300; do
+    free=$(df --output=avail --block-size=1K . | tail -n 1)
+    head -c $(((free - kilobytes) * 1024)) /dev/zero > ballast
+    attempt python -m pipeline.quantize fp32
+    rm ballast
+done
+attempt python -m pipeline.quantize fp32
+"""
+"""Quantize without room, with room for a part of the checkpoint, and with room for all, in a disk of its own."""
+
+
+def test_full_disk_is_told_in_a_sentence_and_leaves_nothing(study: Study, tmp_path: Path) -> None:
+    if not shutil.which("unshare"):
+        _skip("unshare is not here (it comes with Linux)")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "study").symlink_to(study.root)
+    inside = Study(tmp_path)
+    done = inside.run("unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK)
+    if done.returncode == 77 or done.stdout.startswith("unshare:"):
+        _skip(f"no disk can be mounted here: {done.stdout.strip()}")
+    others = "baseline candidate hqq-int4 torch-int8-dynamic torch-int8-static"
+    assert done.stdout.splitlines() == [
+        "quantize: the disk is full while writing models/.fp32.partial/config.json: free some space and run it again",
+        f"exit 1: {others} ",
+        "quantize: the disk is full while writing the project's folder: free some space and run it again",
+        f"exit 1: {others} ",
+        "models/fp32: 0 layers quantized by none, 1.2 MB",
+        "exit 0: baseline candidate fp32 hqq-int4 torch-int8-dynamic torch-int8-static ",
+    ]
+
+
+def _skip(reason: str) -> None:
+    warnings.warn(f"skipped: {reason}", stacklevel=2)
+    pytest.skip(reason)
