@@ -151,7 +151,7 @@ def parse(raw: dict[str, Any]) -> Params:
     )
     _pick("model", params.model, params.models)
     _pick("corpus", params.corpus, params.corpora)
-    _pick("calibration: corpus", params.calibration.corpus, params.corpora)
+    _pick("corpus", params.calibration.corpus, params.corpora, "calibration: ")
     if BASELINE not in params.variants or params.variants[BASELINE].backend != "none":
         raise UserError(f"variants: {BASELINE!r} (backend: none) is missing; every difference is measured against it")
     if params.calibration.corpus == params.corpus and params.calibration.split in params.corpora[params.corpus].splits:
@@ -163,7 +163,7 @@ def parse(raw: dict[str, Any]) -> Params:
         ("decoding: batch_size", 1, params.decoding.batch_size),
         ("decoding: max_new_tokens", 1, params.decoding.max_new_tokens),
         ("calibration: utterances", 1, params.calibration.utterances),
-        ("scoring: resamples", 100, params.scoring.resamples),
+        ("scoring: resamples", 1000, params.scoring.resamples),
     ):
         if number < least:
             raise UserError(f"{where} is {number}, but at least {least} is needed")
@@ -252,17 +252,15 @@ def _device(value: Any) -> str:
     return value
 
 
-def _pick(kind: str, name: str, known: dict[str, T]) -> T:
+def _pick(kind: str, name: str, known: dict[str, T], where: str = "") -> T:
     if name not in known:
-        raise UserError(f"unknown {kind} {name!r}{suggestion(name, known)}")
+        raise UserError(f"{where}unknown {kind} {name!r}{suggestion(name, known)}")
     return known[name]
 
 
 def _build(where: str, cls: type[T], raw: Any) -> T:
     fields = dataclasses.fields(typing.cast(Any, cls))
-    required = [
-        f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     _check_keys(where, raw, [f.name for f in fields], required)
     hints = typing.get_type_hints(cls)
     return cls(**{key: _value(f"{where}: {key}", hints[key], value) for key, value in raw.items()})

@@ -26,12 +26,18 @@ MAX_COMPRESSION_RATIO = 2.4
 MIN_REPEATS = 4
 """A phrase said this often in a row is a loop: people do say "no, no, no"."""
 
+KINDS = {"equal": statistics.HIT, "substitute": "S", "delete": "D", "insert": "I"}
+"""What jiwer calls the parts of an alignment, and the letter that stands for a word of it."""
+
 Normalizer = Callable[[str], str]
+
+Summary = dict[str, Any]
+"""One split's counts and rates."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The word errors of one utterance, with the normalized texts they were counted in."""
+    """The errors of one utterance, with the normalized texts they were counted in."""
 
     id: str
     split: str
@@ -40,6 +46,10 @@ class Scored:
     substitutions: int
     deletions: int
     insertions: int
+    alignment: str
+    """A letter for each word, in order: = hit, S substituted, D deleted, I inserted."""
+    character_errors: int
+    """Fewest edits of single characters, spaces included, from the reference to the hypothesis."""
     looping: bool
     reference: str
     hypothesis: str
@@ -100,6 +110,7 @@ def score(lines: Iterable[dict[str, Any]], normalize: Normalizer) -> list[Scored
 
 def _score(line: dict[str, Any], reference: str, hypothesis: str) -> Scored:
     counts = jiwer.process_words(reference, hypothesis)
+    characters = jiwer.process_characters(reference, hypothesis)
     return Scored(
         id=line["id"],
         split=line["split"],
@@ -108,30 +119,57 @@ def _score(line: dict[str, Any], reference: str, hypothesis: str) -> Scored:
         substitutions=counts.substitutions,
         deletions=counts.deletions,
         insertions=counts.insertions,
+        alignment="".join(
+            KINDS[part.type] * max(part.ref_end_idx - part.ref_start_idx, part.hyp_end_idx - part.hyp_start_idx)
+            for part in counts.alignments[0]
+        ),
+        character_errors=characters.substitutions + characters.deletions + characters.insertions,
         looping=is_loop(line["pred_text"]) and not is_loop(line["text"]),
         reference=reference,
         hypothesis=hypothesis,
     )
 
 
-def summarize(utterances: Sequence[Scored], resamples: int, seed: int) -> dict[str, float]:
-    """Return one split's counts, and its WER in per cent with the 95 % interval by utterance."""
-    wrong = np.array([utterance.errors for utterance in utterances])
-    words = np.array([utterance.words for utterance in utterances])
-    if not words.any():
+def summarize(utterances: Sequence[Scored], resamples: int, seed: int) -> Summary:
+    """Return one split's counts, and its error rates in per cent with their 95 % intervals.
+
+    WER is of words, CER of characters, UER the share of utterances with any error. Their intervals are by
+    `interval_unit`; WER's are also given by utterance and by speaker (None where speakers are not known, or only one).
+    """
+    wrong = np.array([[u.errors, u.character_errors, u.errors > 0] for u in utterances]).T
+    whole = np.array([[u.words, len(u.reference), 1] for u in utterances]).T
+    words, characters, _ = (int(total) for total in whole.sum(axis=1))
+    if not words:
         raise UserError(f"split {utterances[0].split!r} has no words in its references, so no error rate can be told")
-    low, high = statistics.interval(statistics.bootstrap(wrong[None], words, resamples, seed)[0])
-    return {
+    speakers = [utterance.speaker for utterance in utterances]
+    unit = statistics.headline_unit(speakers)
+    found = statistics.by_unit(wrong, whole, speakers, resamples, seed)
+    kept = [utterance for utterance in utterances if not utterance.looping]
+    kept_words = sum(utterance.words for utterance in kept)
+    summary: Summary = {
         "utterances": len(utterances),
-        "words": int(words.sum()),
+        "speakers": len(set(speakers)) if None not in speakers else None,
+        "words": words,
         "hits": sum(utterance.hits for utterance in utterances),
         "substitutions": sum(utterance.substitutions for utterance in utterances),
         "deletions": sum(utterance.deletions for utterance in utterances),
         "insertions": sum(utterance.insertions for utterance in utterances),
-        "looping": sum(utterance.looping for utterance in utterances),
-        "wer": float(statistics.rate(wrong.sum(), words.sum())),
-        "wer_low": low,
-        "wer_high": high,
+        "characters": characters,
+        "character_errors": int(wrong[1].sum()),
+        "wrong_utterances": int(wrong[2].sum()),
+        "interval_unit": unit,
+    }
+    for name, estimate in zip(("wer", "cer", "uer"), found[unit], strict=True):
+        summary[name] = estimate.value
+        low, high = estimate.rate_interval()
+        summary[f"{name}_low"], summary[f"{name}_high"] = low, min(high, 100.0) if name == "uer" else high
+    for each in statistics.UNITS:
+        bounds = found[each][0].rate_interval() if each in found else (None, None)
+        summary[f"wer_low_{each}"], summary[f"wer_high_{each}"] = bounds
+    return summary | {
+        "looping": len(utterances) - len(kept),
+        "looping_ids": [utterance.id for utterance in utterances if utterance.looping],
+        "wer_without_loops": 100 * sum(utterance.errors for utterance in kept) / kept_words if kept_words else None,
     }
 
 
@@ -180,7 +218,7 @@ def main(variant: str) -> None:
     for split, counts in splits.items():
         print(
             f"{variant}, {split}: WER {counts['wer']:.2f} % [{counts['wer_low']:.2f}, {counts['wer_high']:.2f}]"
-            f" of {counts['words']} words"
+            f" by {counts['interval_unit']}, of {counts['words']} words"
         )
 
 

@@ -47,9 +47,8 @@ class Study:
             "DVC_GLOBAL_CONFIG_DIR": str(self.root.parent / "no-config"),
             "DVC_SYSTEM_CONFIG_DIR": str(self.root.parent / "no-config"),
         }
-        return subprocess.run(
-            command, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.run(command, cwd=self.root, env=environment, check=False, **pipes)
 
     def did(self, *command: str) -> str:
         """Run a command that must succeed; return what it says."""
@@ -117,7 +116,7 @@ def make(folder: Path) -> Study:
         raw["variants"] = {name: raw["variants"][name] for name in VARIANTS}
         raw["decoding"]["max_new_tokens"] = 9
         raw["calibration"] |= {"corpus": "noise", "split": "dev", "utterances": 1}
-        raw["scoring"]["resamples"] = 100
+        raw["scoring"]["resamples"] = 1000
 
     study.edit(shrink)
     study.did("git", "init", "--quiet")

@@ -142,8 +142,7 @@ def test_the_prompt_of_an_english_model(baseline: Path) -> None:
     vocabulary = Vocabulary.read(baseline, "en", "transcribe")
     assert (vocabulary.prompt, vocabulary.end) == ([257, 260], 256)
     assert (vocabulary.suppressed, vocabulary.suppressed_first) == ([], [256])
-    letters = [vocabulary.tokenizer.token_to_id(letter) for letter in "Hi"]
-    assert vocabulary.text([257, *letters, 260, 256]) == "Hi"
+    assert vocabulary.text([257, *vocabulary.tokenizer.encode("Hi").ids, 260, 256]) == "Hi"
 
 
 def test_the_prompt_of_a_multilingual_model(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "calibration": (
         lambda raw: raw["calibration"].update(corpus="noize"),
-        "download: unknown calibration: corpus 'noize' (did you mean 'noise'?)",
+        "download: calibration: unknown corpus 'noize' (did you mean 'noise'?)",
     ),
     "backend": (
         lambda raw: raw.update(backend="hhq"),

@@ -58,7 +58,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"model": "tiny_en"}, "unknown model 'tiny_en' (did you mean 'tiny-en'?)"),
         ({"model": "large"}, "unknown model 'large' (known: base, small, tiny-en)"),
         ({"corpus": "libri"}, "unknown corpus 'libri' (did you mean 'librispeech'?)"),
-        ({"calibration__corpus": "x"}, "unknown calibration: corpus 'x' (known: librispeech, sample)"),
+        ({"calibration__corpus": "x"}, "calibration: unknown corpus 'x' (known: librispeech, sample)"),
         ({"backend": "quantoo"}, "candidate: unknown backend 'quantoo' (did you mean 'quanto'?)"),
         ({"backend": "x"}, f"candidate: unknown backend 'x' (known: {BACKENDS})"),
         ({"device": "gpu"}, "device is 'gpu', but it must be auto, cpu, cuda or cuda:N"),
@@ -134,7 +134,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"decoding__max_new_tokens": -1}, "decoding: max_new_tokens is -1, but at least 1 is needed"),
         ({"decoding__beams": 5}, "decoding: unknown key 'beams' (known: DECODING)"),
         ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be transcribe or translate"),
-        ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 100 is needed"),
+        ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 1000 is needed"),
         (
             {"scoring__normalizer": "german"},
             "scoring: normalizer is 'german', but it must be english or basic or none",

@@ -1,13 +1,18 @@
 """A Whisper small enough for any test: random weights, but every file and every kind of layer that a real one has."""
 
+import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pipeline import files, whisper, whisper_config
+
+if TYPE_CHECKING:
+    from tests.conftest import Project
 
 SIZES: dict[str, Any] = {
     "d_model": 64,  # the smallest width that groups and blocks of 64 weights divide
@@ -22,6 +27,7 @@ SIZES: dict[str, Any] = {
     "max_target_positions": 32,
 }
 ENGLISH = ["<|endoftext|>", "<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+_TOKENS = torch.arange(2 * 9).reshape(2, 9)
 MULTILINGUAL = [*ENGLISH[:2], "<|en|>", "<|de|>", *ENGLISH[2:]]
 
 
@@ -53,6 +59,25 @@ def write(folder: Path, specials: list[str] = ENGLISH) -> Path:
     return folder
 
 
+def talkative(folder: Path) -> Path:
+    """Change the toy so that it says words of few letters: other ones to other sound, or with weights of other bits."""
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name in ("model.decoder.embed_tokens.weight", "model.encoder.embed_positions.weight"):
+            tensor *= (
+                0.03  # the head is tied to the tokens, so that it says its last one again; positions drown the sound
+            )
+        elif "embed" not in name and tensor.dim() == 2:
+            tensor *= 6 if "encoder_attn" in name else 3
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    letters = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    spoken = [letters[letter] for letter in "abcdefgĠ"]  # the last is the space of byte-level tokenizers
+    generation = json.loads((folder / "generation_config.json").read_text())
+    generation["suppress_tokens"] = [token for token in range(256 + len(ENGLISH)) if token not in spoken]
+    files.write_json(folder / "generation_config.json", generation)
+    return folder
+
+
 def features(batch: int = 2) -> torch.Tensor:
     """Return something for the encoder to hear, the same in every process."""
     return torch.randn(batch, 80, 3000, generator=torch.Generator().manual_seed(1))
@@ -60,6 +85,45 @@ def features(batch: int = 2) -> torch.Tensor:
 
 def logits(model: whisper.Whisper) -> torch.Tensor:
     """Return the model's logits for fixed features and tokens."""
-    tokens = torch.arange(2 * 9).reshape(2, 9)
     with torch.no_grad():
-        return model(features().to(model.device), tokens.to(model.device)).cpu()  # type: ignore[no-any-return]
+        return model(features().to(model.device), _TOKENS.to(model.device)).cpu()  # type: ignore[no-any-return]
+
+
+def logits_of_transformers(model: Any) -> torch.Tensor:
+    """Return the same of Transformers' Whisper."""
+    with torch.no_grad():
+        return model.eval()(input_features=features(), decoder_input_ids=_TOKENS).logits  # type: ignore[no-any-return]
+
+
+def project(project: "Project", baseline: Path) -> None:
+    """Fill a project's folders: a talkative toy, five utterances of noise in two splits, and two to calibrate on."""
+    shutil.copytree(baseline, project.root / "models/baseline")
+    talkative(project.root / "models/baseline")
+    speech(project.root / "data/corpus/test-b/00000.parquet", "test-b", {"b-2": 0.5, "b-3": 1.5, "b-1": 1.0})
+    speech(project.root / "data/corpus/test-b/00001.parquet", "test-b", {"b-0": 0.25})
+    speech(project.root / "data/corpus/test-a/00000.parquet", "test-a", {"a-1": 2.0})
+    speech(project.root / "data/calibration/00000.parquet", "train", {"c-1": 0.5, "c-2": 0.75})
+    project.set(decoding__batch_size=2, decoding__max_new_tokens=6, device="cpu")
+
+
+def speech(shard: Path, split: str, seconds: dict[str, float]) -> None:
+    """Write a shard of noise: ids and durations."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from pipeline import prepare
+    from tests.conftest import encode, noise
+
+    rows = [
+        {
+            "id": name,
+            "split": split,
+            "speaker": name[0],
+            "duration": length,
+            "text": f"THE WORDS OF {name}",
+            "audio": {"bytes": encode(noise(length, seed)), "path": f"{name}.flac"},
+        }
+        for seed, (name, length) in enumerate(seconds.items())
+    ]
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=prepare.schema()), shard)

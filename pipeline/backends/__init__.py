@@ -80,9 +80,19 @@ def choose(backend: str, key: str, value: object, choices: tuple[object, ...], w
     UserError: hqq: bits 5 is not possible (choose 8, 4, 3 or 2)
     """
     if value not in choices:
-        words = [
-            str(choice).lower() if choice is None or isinstance(choice, bool) else str(choice) for choice in choices
-        ]
+        words = [_as_yaml(choice) for choice in choices]
         listed = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-        shown = str(value).lower() if isinstance(value, bool) else value
-        raise UserError(f"{backend}: {key} {shown} is not possible{where} (choose {listed})")
+        raise UserError(f"{backend}: {key} {_as_yaml(value)} is not possible{where} (choose {listed})")
+
+
+def divides(backend: str, group_size: int | None, layer: str, inputs: int) -> None:
+    """Raise UserError when groups of this size do not fill a layer's rows."""
+    if group_size and inputs % group_size:
+        raise UserError(
+            f"{backend}: group_size {group_size} does not divide the {inputs} inputs of {layer}; "
+            "choose one that divides every row, such as 64"
+        )
+
+
+def _as_yaml(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -33,6 +33,7 @@ def supports(variant: Variant) -> Variant:
         backends.choose("bnb", "bits", variant.bits, (8,), where)
         backends.choose("bnb", "activations", variant.activations, ("dynamic",), f"{where}: LLM.int8() quantizes them")
         backends.choose("bnb", "granularity", variant.granularity or "channel", ("channel",), where)
+        backends.choose("bnb", "group_size", variant.group_size, (None,), where)
         backends.choose("bnb", "double_quant", variant.double_quant, (False,), where)
         granularity, group_size = "channel", None
     else:
@@ -55,6 +56,8 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
     for name in layers:
         linear = model.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear)
+        # Elsewhere blocks may run over a row's end, but not in the kernels for CPUs with AVX512-BF16.
+        backends.divides("bnb", variant.group_size, name, linear.in_features)
         empty = _layer(linear.in_features, linear.out_features, linear.bias is not None, _config(variant))
         parameter = empty.weight
         settings = {

@@ -45,11 +45,7 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
     for name in layers:
         linear = model.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear)
-        if variant.group_size and linear.in_features % variant.group_size:
-            raise UserError(
-                f"hqq: group_size {variant.group_size} does not divide the {linear.in_features} inputs of {name}; "
-                "choose one that divides every row, such as 64"
-            )
+        backends.divides("hqq", variant.group_size, name, linear.in_features)
         config = BaseQuantizeConfig(nbits=variant.bits, group_size=variant.group_size, axis=1)
         quantized = HQQLinear(linear, config, compute_dtype=torch.float32, device=str(linear.weight.device))
         model.set_submodule(name, quantized)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import backends
+from pipeline.errors import UserError
 from pipeline.params import Variant
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def load(folder: Path, device: str) -> "Whisper":
     if "proj_out" not in quantization_map:
         tensors["proj_out.weight"] = tensors["model.decoder.embed_tokens.weight"]
     quanto.requantize(model, tensors, quantization_map, device=torch.device(device))
+    missing = set(model.state_dict()) - set(tensors)  # requantize leaves these uninitialized, without a word
+    if missing:
+        raise UserError(f"{folder}: model.safetensors lacks {min(missing)!r}; quantize it again")
     if "proj_out" not in quantization_map:
         model.tie()
     if any(entry["activations"] != "none" for entry in quantization_map.values()):

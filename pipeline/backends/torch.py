@@ -32,6 +32,7 @@ def supports(variant: Variant) -> Variant:
     backends.choose("torch", "activations", variant.activations, ("dynamic", "static"), ": its kernels need them")
     granularity = variant.granularity or "channel"
     backends.choose("torch", "granularity", granularity, ("tensor", "channel"))
+    backends.choose("torch", "group_size", variant.group_size, (None,))
     backends.choose("torch", "double_quant", variant.double_quant, (False,))
     symmetric = variant.symmetric is not False
     if granularity == "channel":

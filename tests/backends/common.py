@@ -1,0 +1,54 @@
+"""What the tests of all backends share: the toy Whisper, quantized and saved as `quantize` does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline import backends, checkpoint, params, whisper
+from pipeline.params import Variant
+from tests import toy
+from tests.conftest import ROOT
+
+VARIANTS = params.read(ROOT / "params.yaml").variants
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint, and the model it was made of."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    model: whisper.Whisper
+
+
+def make(*settings: Any, **more: Any) -> Variant:
+    """Make a Variant of values that are not checked, as plain texts are."""
+    return Variant(*settings, **more)
+
+
+def calibrate(model: whisper.Whisper) -> None:
+    """Let the model hear something."""
+    toy.logits(model)
+
+
+def quantized(baseline: Path, variant: Variant) -> tuple[whisper.Whisper, Variant, dict[str, int]]:
+    """Quantize the baseline; return it, the variant with its defaults filled in, and its layers' weights."""
+    backend = backends.get(variant.backend)
+    variant = backend.supports(variant)
+    model = whisper.load(baseline)
+    chosen = backends.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
+    layers = {}
+    for name in chosen:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        layers[name] = linear.weight.numel()
+    backend.quantize(model, chosen, variant, calibrate)
+    return model, variant, layers
+
+
+def saved(baseline: Path, variant: Variant, folder: Path) -> Saved:
+    """Quantize the baseline and save it."""
+    model, variant, layers = quantized(baseline, variant)
+    return Saved(folder, checkpoint.save(model, variant, layers, [], baseline, folder), model)

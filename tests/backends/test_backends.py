@@ -1,0 +1,248 @@
+import dataclasses
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import backends, params, whisper
+from pipeline.errors import UserError
+from pipeline.params import Variant
+from tests import toy
+from tests.backends import common
+from tests.backends.common import VARIANTS, make
+from tests.conftest import ROOT
+
+ENCODER = [
+    f"model.encoder.layers.{n}.{name}"
+    for n in (0, 1)
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")
+]
+DECODER = [
+    f"model.decoder.layers.{n}.{name}"
+    for n in (0, 1)
+    for name in (
+        *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"),
+        *("encoder_attn.q_proj", "encoder_attn.k_proj", "encoder_attn.v_proj", "encoder_attn.out_proj"),
+    )
+]
+
+ERRORS = {
+    "fp32": 0.0,
+    "torch-int8-dynamic": 0.01,
+    "torch-int8-dynamic-tensor": 0.01,
+    "torch-int8-static": 0.01,
+    "torch-int8-static-tensor": 0.01,
+    "quanto-int8": 0.01,
+    "quanto-int8-static": 0.01,
+    "quanto-int4": 0.04,
+    "quanto-int2": 0.2,
+    "quanto-float8": 0.02,
+    "hqq-int8": 0.002,
+    "hqq-int4": 0.04,
+    "hqq-int3": 0.08,
+    "hqq-int2": 0.2,
+    "bnb-int8": 0.005,
+    "bnb-fp4": 0.07,
+    "bnb-nf4": 0.05,
+    "bnb-nf4-dq": 0.05,
+}
+"""The most that a variant may change the toy's logits, as a share of their norm: about 1.5 times what it does."""
+
+POSSIBLE = {
+    "torch": [
+        make("torch", 8, "int", activations, granularity, symmetric=symmetric)
+        for activations, (granularity, symmetric) in itertools.product(
+            ("dynamic", "static"), (("tensor", True), ("tensor", False), ("channel", True))
+        )
+    ],
+    "quanto": [
+        make("quanto", 8),
+        make("quanto", 8, activations="static"),
+        make("quanto", 4, group_size=128),
+        make("quanto", 2),
+        make("quanto", 8, "float"),
+    ],
+    "hqq": [
+        make("hqq", bits, "int", "none", granularity, group_size)
+        for bits, (granularity, group_size) in itertools.product(
+            (8, 4, 3, 2, 1), (("channel", None), ("group", 64), ("group", 8))
+        )
+    ],
+    "bnb": [
+        make("bnb", 8, activations="dynamic"),
+        *(
+            make("bnb", 4, kind, group_size=block, double_quant=double, include=include)
+            for kind, (block, include), double in itertools.product(
+                ("fp", "nf"), ((64, ["*"]), (128, ["*.fc2"])), (False, True)
+            )
+        ),
+    ],
+}
+"""All that the backends support, and what is between."""
+
+
+@pytest.fixture(scope="module")
+def saved(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, common.Saved]:
+    """Save the toy as every variant of params.yaml."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: common.saved(baseline, variant, folder / name) for name, variant in VARIANTS.items()}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(saved: dict[str, common.Saved], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Return the logits of every checkpoint, loaded in other processes: one for each backend, as in the pipeline."""
+    folder = tmp_path_factory.mktemp("logits")
+    running = []
+    for backend in params.backends():
+        folders = [str(saved[name].folder) for name, variant in VARIANTS.items() if variant.backend == backend]
+        target = folder / f"{backend}.safetensors"
+        command = [sys.executable, "-m", "tests.backends.reload", str(target), *folders]
+        running.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, complaints = process.communicate()
+        assert process.returncode == 0, complaints
+    return {name: row for file in folder.iterdir() for name, row in load_file(file).items()}
+
+
+def test_layer_names(baseline: Path) -> None:
+    assert backends.select(whisper.load(baseline), ["*"], []) == [*ENCODER, *DECODER, "proj_out"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_another_process_reloads_the_very_same_model(
+    name: str, baseline: Path, elsewhere: dict[str, Tensor], saved: dict[str, common.Saved]
+) -> None:
+    never_saved, _, _ = common.quantized(baseline, VARIANTS[name])
+    expected = toy.logits(never_saved)
+    assert torch.equal(elsewhere[name], expected)
+    assert torch.equal(toy.logits(saved[name].model), expected)  # saving leaves the model as it was
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_error_is_as_large_as_the_bits_allow(name: str, baseline: Path, elsewhere: dict[str, Tensor]) -> None:
+    exact = toy.logits(whisper.load(baseline))
+    error = ((elsewhere[name] - exact).norm() / exact.norm()).item()
+    assert (error > 0) == (name != "fp32")
+    assert error <= ERRORS[name]
+
+
+@pytest.mark.parametrize(
+    "variant",
+    list(itertools.chain(*POSSIBLE.values())),
+    ids=lambda v: "-".join(str(value) for value in dataclasses.astuple(v)[:8]),
+)
+def test_what_is_supported_works(variant: Variant, baseline: Path, tmp_path: Path) -> None:
+    model = common.saved(baseline, variant, tmp_path / "saved").model
+    expected = toy.logits(model)
+    assert expected.isfinite().all()
+    assert not torch.equal(expected, toy.logits(whisper.load(baseline)))
+    reloaded = backends.get(variant.backend).load(tmp_path / "saved", "cpu")
+    assert torch.equal(toy.logits(reloaded), expected)
+    assert not any(parameter.requires_grad for parameter in reloaded.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["torch-int8-static", "quanto-int4", "quanto-int8-static", "hqq-int3", "bnb-int8", "bnb-nf4"]
+)
+def test_only_the_chosen_layers_change(name: str, baseline: Path, tmp_path: Path) -> None:
+    """Everything else in the checkpoint is the baseline's, bit for bit; chosen weights are no floats any more."""
+    variant = dataclasses.replace(
+        VARIANTS[name], include=["*.fc1", "model.encoder.layers.0.*"], exclude=["*.fc2", "model.decoder.layers.1.*"]
+    )
+    chosen = [*ENCODER[:5], "model.encoder.layers.1.fc1", "model.decoder.layers.0.fc1"]
+    made = common.saved(baseline, variant, tmp_path / "saved")
+    assert made.manifest["layers"] == chosen
+    before = load_file(baseline / "model.safetensors")
+    after = load_file(tmp_path / "saved/model.safetensors")
+    for tensor in before:
+        if tensor.removesuffix(".weight") not in chosen:
+            assert torch.equal(after[tensor], before[tensor]), tensor
+    for layer in chosen:
+        ((kind, weight),) = [
+            (key, after[f"{layer}.{key}"])
+            for key in ("weight", "weight._data", "weight._data._data", "W_q")
+            if f"{layer}.{key}" in after
+        ]
+        assert not weight.is_floating_point()
+        assert weight.nbytes <= before[f"{layer}.weight"].nbytes / (4 if variant.bits == 8 else 7), kind
+    added = {key for key in after if key not in before}
+    assert {key for key in added if not key.startswith(tuple(f"{layer}." for layer in chosen))} == set()
+
+
+@pytest.mark.parametrize("name", ["fp32", "torch-int8-static", "quanto-int8", "quanto-int4", "hqq-int3", "bnb-nf4"])
+def test_a_missing_weight_is_one_sentence(name: str, baseline: Path, tmp_path: Path) -> None:
+    folder = common.saved(baseline, VARIANTS[name], tmp_path / "saved").folder
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.encoder.layer_norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors lacks 'model\.encoder\.layer_norm\.weight'"):
+        backends.get(VARIANTS[name].backend).load(folder, "cpu")
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("hqq", "int"), ("bnb", "nf")])
+def test_groups_that_do_not_fill_a_row(backend: str, kind: str, baseline: Path) -> None:
+    with pytest.raises(UserError) as error:
+        common.quantized(baseline, make(backend, 4, kind, group_size=128))
+    assert str(error.value) == (
+        f"{backend}: group_size 128 does not divide the 64 inputs of model.encoder.layers.0.self_attn.q_proj; "
+        "choose one that divides every row, such as 64"
+    )
+
+
+def test_select_takes_what_include_names_less_what_exclude_names(baseline: Path) -> None:
+    model = whisper.load(baseline)
+    assert backends.select(model, ["model.decoder.*"], []) == DECODER
+    assert backends.select(model, ["*"], ["model.decoder.*", "proj_out"]) == ENCODER
+    assert backends.select(model, ["proj_out", "*.0.fc[12]"], ["*.fc1"]) == [ENCODER[5], DECODER[5], "proj_out"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "sentence"),
+    [
+        (
+            ["model.encoder.layer.*"],
+            [],
+            "include: no Linear layer matches 'model.encoder.layer.*' "
+            "(did you mean 'model.encoder.layers.0.self_attn.q_proj'?)",
+        ),
+        (["*"], ["proj_ou"], "exclude: no Linear layer matches 'proj_ou' (did you mean 'proj_out'?)"),
+        (
+            ["*"],
+            ["*.conv1"],
+            "exclude: no Linear layer matches '*.conv1' (known: model.encoder.layers.0.self_attn.q_proj, proj_out)",
+        ),
+        (["proj_out"], ["proj_*"], "include ['proj_out'] and exclude ['proj_*'] leave no layer to quantize"),
+        ([], [], "include [] and exclude [] leave no layer to quantize"),
+    ],
+)
+def test_patterns_that_match_nothing(include: list[str], exclude: list[str], sentence: str, baseline: Path) -> None:
+    with pytest.raises(UserError) as error:
+        backends.select(whisper.load(baseline), include, exclude)
+    assert str(error.value) == sentence
+
+
+def test_an_unknown_backend() -> None:
+    with pytest.raises(UserError) as error:
+        backends.get("quantoo")
+    assert str(error.value) == "unknown backend 'quantoo' (did you mean 'quanto'?)"
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "sentence"),
+    [
+        (5, (8, 4, 3), "hqq: key 5 is not possible (choose 8, 4 or 3)"),
+        (5, (8,), "hqq: key 5 is not possible (choose 8)"),
+        (True, (False, None), "hqq: key true is not possible (choose false or null)"),
+        (None, ("group",), "hqq: key null is not possible (choose group)"),
+    ],
+)
+def test_choose(value: object, choices: tuple[object, ...], sentence: str) -> None:
+    backends.choose("hqq", "key", choices[0], choices)
+    with pytest.raises(UserError) as error:
+        backends.choose("hqq", "key", value, choices)
+    assert str(error.value) == sentence

@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import corpus, decoding, quantize, transcribe, whisper
+from pipeline.errors import UserError
+from tests import toy
+from tests.conftest import Project
+
+
+@pytest.fixture
+def project(tmp_project: Project, baseline: Path) -> Project:
+    """Work in a project that has been quantized as fp32 and hqq-int4."""
+    toy.project(tmp_project, baseline)
+    for name in ("fp32", "hqq-int4"):
+        quantize.main(name)
+    return tmp_project
+
+
+def refusal(variant: str) -> str:
+    with pytest.raises(UserError) as error:
+        transcribe.main(variant)
+    return str(error.value)
+
+
+def test_transcripts_are_sorted_and_the_same_every_time(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    transcribe.main("fp32")
+    assert capsys.readouterr().out.startswith("fp32: 5 utterances, RTFx ")
+    file = project.root / "reports/transcripts/fp32.jsonl"
+    first = file.read_bytes()
+    transcribe.main("fp32")
+    assert file.read_bytes() == first
+
+    baseline = project.root / "models/baseline"
+    model, vocabulary = whisper.load(baseline), decoding.Vocabulary.read(baseline, "en", "transcribe")
+    utterances = list(corpus.read(corpus.CORPUS))
+    texts = {u.id: decoding.texts(model, [u], vocabulary, max_new_tokens=6)[0] for u in utterances}
+    assert [json.loads(line) for line in first.decode().splitlines()] == [
+        {
+            "id": name,
+            "split": f"test-{name[0]}",
+            "speaker": name[0],
+            "duration": seconds,
+            "text": f"THE WORDS OF {name}",
+            "pred_text": texts[name],
+        }
+        for name, seconds in [("a-1", 2.0), ("b-0", 0.25), ("b-1", 1.0), ("b-2", 0.5), ("b-3", 1.5)]
+    ]
+    assert len(set(texts.values()) - {""}) >= 3, texts
+
+
+def test_timings_tell_how_they_came_about(project: Project) -> None:
+    transcribe.main("hqq-int4")
+    timings = json.loads((project.root / "reports/timings/hqq-int4.json").read_text())
+    manifest = json.loads((project.root / "models/hqq-int4/checkpoint.json").read_text())
+    assert list(timings) == [
+        *("device", "batch_size", "audio_s", "load_s", "transcribe_s", "rtfx"),
+        *("peak_rss_mb", "peak_gpu_mb", "threads", "machine", "versions", "checkpoint"),
+    ]
+    assert (timings["device"], timings["batch_size"], timings["audio_s"]) == ("cpu", 2, 5.25)
+    assert timings["load_s"] > 0
+    assert timings["rtfx"] == pytest.approx(5.25 / timings["transcribe_s"], rel=0.05)
+    assert timings["threads"] == torch.get_num_threads()
+    assert timings["checkpoint"] == {
+        "variant": manifest["variant"],
+        "calibration": [],
+        "bytes": manifest["bytes"],
+        "bits_per_weight": manifest["bits_per_weight"],
+    }
+
+
+def test_the_checkpoint_decides_not_params_yaml(project: Project) -> None:
+    """What is measured is what lies on the disk."""
+    transcribe.main("hqq-int4")
+    first = (project.root / "reports/transcripts/hqq-int4.jsonl").read_bytes()
+    project.set(**{"variants__hqq-int4": {"backend": "none", "bits": 32, "format": "float"}})
+    transcribe.main("hqq-int4")
+    assert (project.root / "reports/transcripts/hqq-int4.jsonl").read_bytes() == first
+    timings = json.loads((project.root / "reports/timings/hqq-int4.json").read_text())
+    assert timings["checkpoint"]["variant"]["backend"] == "hqq"
+
+
+def test_an_unknown_variant(project: Project) -> None:
+    assert refusal("fp23") == "unknown variant 'fp23' (did you mean 'fp32'?)"
+    assert not (project.root / "reports").exists()
+
+
+def test_a_variant_that_is_not_quantized_yet(project: Project) -> None:
+    assert refusal("bnb-nf4") == (
+        "models/bnb-nf4 has no readable checkpoint.json, so it is no checkpoint of this project; "
+        "run 'dvc repro -f' for the stage that writes models/bnb-nf4"
+    )
+    assert not (project.root / "reports").exists()
+
+
+def test_a_damaged_checkpoint(project: Project) -> None:
+    weights = project.root / "models/fp32/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert refusal("fp32") == (
+        "models/fp32/model.safetensors is not the file that was saved: it is cut short or edited; "
+        "run 'dvc repro -f' for the stage that writes models/fp32"
+    )
+
+
+def test_no_gpu(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    project.set(device="cuda")
+    assert refusal("fp32") == "device is 'cuda', but PyTorch sees no GPU here; set device to auto or cpu"
+
+
+def test_a_language_that_the_model_does_not_know(project: Project) -> None:
+    project.set(decoding__language="de")
+    assert refusal("fp32") == ("decoding: this model only transcribes English, so de/transcribe needs another model")
+
+
+def test_no_corpus(project: Project) -> None:
+    for shard in (project.root / "data/corpus").rglob("*.parquet"):
+        shard.unlink()
+    assert refusal("fp32") == "data/corpus holds no prepared speech; run 'python -m pipeline.prepare' first"
