@@ -1,7 +1,8 @@
 """Time our fp32 transcription beside Transformers' `generate` and CTranslate2 (faster-whisper's engine).
 
 All engines get the same prepared utterances (data/corpus), in the same batches of the same log-mel features, decode
-greedily with the same suppressed tokens, and take turns within one run, so that a drift of the machine's speed hits all.
+greedily with the same suppressed tokens, and take turns within one run, so that a drift of the machine's speed hits
+all of them.
 Feature extraction is outside the clock: it is the same code for all. Prints RTFx (seconds of audio a second), its ratio
 to ours, and the utterances whose text differs from ours.
 
@@ -102,7 +103,8 @@ def main() -> None:
             texts[name] = [row for features in batches for row in engine(features)]
             spent[name].append(time.perf_counter() - started)
     own = statistics.median(spent["whisper-ptq fp32"])
-    print(f"{len(utterances)} utterances, {seconds:.0f} s, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    threads = torch.get_num_threads()
+    print(f"{len(utterances)} utterances, {seconds:.0f} s, {threads} threads, {arguments.rounds} rounds")
     for name in engines:
         median = statistics.median(spent[name])
         differ = sum(a != b for a, b in zip(texts[name], texts["whisper-ptq fp32"], strict=True))

@@ -47,7 +47,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
     Raises UserError when a file is missing, cut short or edited.
     """
-    again = f"run 'dvc repro -f' for the stage that writes {folder}"
+    again = "run 'dvc repro' to restore it"
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         digests = manifest["files"]

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ def aside(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_dir():
             remove(path)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         remove(partial)
 

@@ -80,7 +80,7 @@ def free_place(width: float, height: float, point: tuple[float, float], taken: S
             best, least = box, covered
         if covered == 0:
             break
-    assert best is not None  # noqa: S101 - there are always places
+    assert best is not None
     return best
 
 

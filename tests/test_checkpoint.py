@@ -68,7 +68,7 @@ def test_a_file_cut_short(saved: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     assert refusal(saved) == (
         f"{saved}/model.safetensors is not the file that was saved: it is cut short or edited; "
-        f"run 'dvc repro -f' for the stage that writes {saved}"
+        f"run 'dvc repro' to restore it"
     )
 
 
@@ -84,7 +84,7 @@ def test_an_edited_file(saved: Path) -> None:
 
 def test_a_missing_file(saved: Path) -> None:
     (saved / "tokenizer.json").unlink()
-    assert refusal(saved) == f"{saved} lacks tokenizer.json; run 'dvc repro -f' for the stage that writes {saved}"
+    assert refusal(saved) == f"{saved} lacks tokenizer.json; run 'dvc repro' to restore it"
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}", '{"files"'])
@@ -94,7 +94,7 @@ def test_no_manifest(saved: Path, text: str | None) -> None:
         (saved / "checkpoint.json").write_text(text)
     assert refusal(saved) == (
         f"{saved} has no readable checkpoint.json, so it is no checkpoint of this project; "
-        f"run 'dvc repro -f' for the stage that writes {saved}"
+        f"run 'dvc repro' to restore it"
     )
 
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, Project, Server, archive
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run the stage as DVC does."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         [sys.executable, "-m", "pipeline.download", *arguments], capture_output=True, text=True, env=environment
     )
 

@@ -107,7 +107,7 @@ def test_edited_checkpoint_is_refused_and_restored(study: Study) -> None:
     failed = study.run("python", "-m", "pipeline.transcribe", "fp32")
     assert failed.stdout == (
         "transcribe: models/fp32/model.safetensors is not the file that was saved: it is cut short or edited; "
-        "run 'dvc repro -f' for the stage that writes models/fp32\n"
+        "run 'dvc repro' to restore it\n"
     )
     assert failed.returncode == 1
     assert study.read("reports/transcripts/fp32.jsonl") == transcripts

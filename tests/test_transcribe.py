@@ -90,7 +90,7 @@ def test_an_unknown_variant(project: Project) -> None:
 def test_a_variant_that_is_not_quantized_yet(project: Project) -> None:
     assert refusal("bnb-nf4") == (
         "models/bnb-nf4 has no readable checkpoint.json, so it is no checkpoint of this project; "
-        "run 'dvc repro -f' for the stage that writes models/bnb-nf4"
+        "run 'dvc repro' to restore it"
     )
     assert not (project.root / "reports").exists()
 
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint(project: Project) -> None:
     weights.write_bytes(weights.read_bytes()[:-4])
     assert refusal("fp32") == (
         "models/fp32/model.safetensors is not the file that was saved: it is cut short or edited; "
-        "run 'dvc repro -f' for the stage that writes models/fp32"
+        "run 'dvc repro' to restore it"
     )
 
 

@@ -91,6 +91,7 @@ def load(folder: Path, device: str) -> "Whisper":
 
     from pipeline import whisper
 
+    _unpack_without_compiler()
     model = whisper.skeleton(folder)
     tensors = load_file(folder / "model.safetensors")
     quantization_map = json.loads((folder / "quanto_qmap.json").read_text())
@@ -118,3 +119,22 @@ def _keep_outputs(model: "Whisper") -> None:
     for module in model.modules():
         if isinstance(module, QModuleMixin):
             module.disable_output_quantization()
+
+
+def _unpack_without_compiler() -> None:
+    """Unpack int4 and int2 weights with PyTorch's operators.
+
+    quanto would compile an extension for it at first use, which takes half a minute and fails where there is no
+    compiler. The integers are the same.
+    """
+    from types import SimpleNamespace
+
+    import torch
+    from optimum.quanto.library.extensions import get_extension, is_extension_available
+
+    def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+        return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+    for name in ("quanto_cpp", "quanto_cuda"):
+        if is_extension_available(name):
+            get_extension(name)._lib = SimpleNamespace(unpack=unpack)

@@ -91,6 +91,6 @@ def _pip_setting(key: str) -> str:
         return from_environment
     # Not `pip config get`: it overlooks the file that PIP_CONFIG_FILE names.
     command = [sys.executable, "-m", "pip", "config", "list"]
-    settings = subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603 (no input)
+    settings = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     match = re.search(rf"^global\.{key}='(.*)'$", settings, re.MULTILINE)
     return match[1] if match else ""
