@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import errors, files
 from pipeline.params import BASELINE, CANDIDATE
-from pipeline.table import FIGURES, Result, by_split, read
+from pipeline.table import FIGURES, Result, by_split, extent, read
 
 if TYPE_CHECKING:  # matplotlib is imported late: it takes longer than all the rest
     from matplotlib.axes import Axes
@@ -129,7 +129,7 @@ def _scatter(axes: "Axes", results: Sequence[Result]) -> None:
     height = top - low or 1.0  # one rate for all, as where every word is wrong
     axes.set_ylim(max(0.0, low - 0.05 * height), top + 0.08 * height)
     axes.set_title(_title(results))
-    axes.set_ylabel("word error rate, %, with its 95 % interval")
+    axes.set_ylabel(f"word error rate, %, with its 95 % interval by {baseline.interval_unit}")
     axes.axhline(baseline.wer, color="black", linewidth=0.8, linestyle="--", zorder=1)
     if baseline.size_mb > axes.get_xlim()[1]:  # with fp32 inside, the others would crowd in a corner
         name, at = f"{BASELINE},\n{baseline.size_mb:.0f} MB", (axes.get_xlim()[1], baseline.wer)
@@ -189,9 +189,10 @@ def differences(results: Sequence[Result]) -> "Figure":
     every_axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for axes, group in zip(every_axes, panels, strict=True):
         _bars(axes, group)
+    units = " or ".join(dict.fromkeys(group[0].interval_unit for group in panels))
     notes = [
         _handle(BASELINE, color="black", linewidth=0.8, linestyle="--"),
-        _handle("95 % interval of the difference to fp32", color="black", linewidth=1),
+        _handle(f"95 % interval of the difference to fp32, by {units}", color="black", linewidth=1),
         _handle("pale: no significant difference", color="0.5", alpha=PALE, marker="s", markersize=8, linestyle=""),
     ]
     figure.legend(handles=[*_backends(results, "s"), *notes], loc="outside upper center", ncols=4)
@@ -235,7 +236,7 @@ def _look(result: Result) -> tuple[str, str]:
 
 
 def _title(results: Sequence[Result]) -> str:
-    return f"{results[0].split} ({results[0].utterances:,} utterances, {results[0].words:,} words)"
+    return f"{results[0].split}: {extent(results[0])}"
 
 
 def _handle(text: str, **look: Any) -> "Line2D":

@@ -5,16 +5,16 @@ speaker err alike, so an interval by utterance may be too narrow; one by speaker
 
 An interval is the estimate plus or minus Student's t times the bootstrap's standard error, rather than percentiles of
 the bootstrap, for two reasons. Where speakers are few and some say much more than others, percentiles are too near each
-other: at the ten to fifteen speakers of a small corpus, "95 %" hold the truth in 85 to 90 % of all corpora. Student's t
+other: at the ten to fifteen speakers of a small corpus, "95 %" hold the truth in about 90 % of all corpora. Student's t
 with the degrees of freedom of so many speakers *in effect* mends that (`python -m benchmarks.coverage` shows both). And
 p-values do not end at one over the number of resamples: Holm's correction over many variants needs smaller ones.
 
 Sources: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004 (the
 paired bootstrap of word error rates); Hesterberg, "What teachers should know about the bootstrap", The American
-Statistician 69 (2015), sections 3.2 and 5 (percentiles too narrow in small samples; t with the bootstrap's standard
-error); Carter, Schnepel and Steigerwald, "Asymptotic behavior of a t test robust to cluster heterogeneity", Review of
-Economics and Statistics 99 (2017) (uneven clusters count as fewer); Gillick and Cox, "Some statistical issues in the
-comparison of speech recognition algorithms", ICASSP 1989 (matched pairs).
+Statistician 69 (2015) (percentiles too near in small samples; t with the bootstrap's standard error); Carter, Schnepel
+and Steigerwald, "Asymptotic behavior of a t test robust to cluster heterogeneity", Review of Economics and Statistics
+99 (2017) (uneven clusters count as fewer), with Kish's number in effect ("Survey sampling", 1965); Gillick and Cox,
+"Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989 (matched pairs).
 """
 
 import math
@@ -30,15 +30,16 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 LEVEL = 0.95
-"""The share of corpora whose interval holds the truth."""
+"""The share of corpora like this one whose interval holds the truth."""
 
 SIGNIFICANT = 0.05
 """A difference is significant when its p-value, corrected, is below this: what LEVEL stands for."""
 
 POWER = 0.8
-"""The share of corpora that show a difference as large as the smallest detectable one."""
+"""The share of corpora like this one that show a difference as large as the smallest detectable one."""
 
 UNITS = ("utterance", "speaker")
+"""What can be drawn."""
 
 MIN_SPEAKERS = 10
 """Speakers from which on they are the headline's unit: of fewer, the spread between them is itself hardly known."""
@@ -46,7 +47,7 @@ MIN_SPEAKERS = 10
 HIT = "="
 """A word that was understood, in an alignment; the others are S, D and I: substituted, deleted, inserted."""
 
-_BLOCK = 256  # resamples held at a time: 256 x 2,939 units of float64 are 6 MB, whatever the number of resamples
+_BLOCK = 64  # resamples held at a time: 64 x 2,939 units of float64 are 1.5 MB, which stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,23 @@ def per_group(values: Ints, groups: Sequence[str]) -> Ints:
 def estimates(errors: Ints, words: Ints, resamples: int, seed: int, base: int | None = None) -> list[Estimate]:
     """Return each system's error rate or, with `base`, its difference to that one's, from a bootstrap over the units.
 
-    `errors` has shape (systems, units), `words` the same or (1, units). All systems share every draw: a difference is
-    therefore *paired*, far more certain than two intervals side by side suggest, and exactly zero where both make equal
-    errors.
+    `errors` has shape (systems, units), `words` the same or (1, units).
     """
-    rates, sampled = rate(errors.sum(axis=1), words.sum(axis=1)), bootstrap(errors, words, resamples, seed)
+    return from_samples(errors, words, bootstrap(errors, words, resamples, seed), base)
+
+
+def from_samples(errors: Ints, words: Ints, sampled: Floats, base: int | None = None) -> list[Estimate]:
+    """Return the same from rates that `bootstrap` gave.
+
+    All systems share every draw: a difference is therefore *paired*, far more certain than two intervals side by side
+    suggest, and exactly zero where both make equal errors.
+    """
+    rates = rate(errors.sum(axis=1), words.sum(axis=1))
     if base is not None:
         rates, sampled = rates - rates[base], sampled - sampled[base]
     units = errors.shape[1]
     spread = sampled.std(axis=1) * math.sqrt(units / max(units - 1, 1))
+    spread[spread < 1e-9] = 0.0  # far below one word: what rounding makes of resamples that are all the same
     free = np.broadcast_to(freedom(words), rates.shape)
     return [
         Estimate(float(value), float(error), units, float(degrees))
@@ -158,7 +167,7 @@ def bootstrap(errors: Ints, words: Ints, resamples: int, seed: int) -> Floats:
 
 
 def draws(units: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield blocks of shape (at most 256, units): how often each resample draws each unit.
+    """Yield blocks of shape (at most 64, units): how often each resample draws each unit.
 
     The same units, resamples and seed give the same draws, so any two calls can be compared in pairs. They are whole
     numbers, kept as floats because only float matrices are multiplied fast.

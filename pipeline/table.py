@@ -2,9 +2,11 @@
 
 import argparse
 import csv
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import errors
 from pipeline.errors import UserError
@@ -15,6 +17,9 @@ FIGURES = Path("reports/figures")
 FEW = 30
 """Utterances below which a bootstrap interval is a rough guess: the resamples hardly differ from one another."""
 
+UNKNOWN = ""
+"""What stands in results.csv where there is no value."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -24,6 +29,8 @@ class Result:
     split: str
     backend: str
     utterances: int
+    speakers: int | None
+    """None where they are not known."""
     words: int
     looping: int
     size_mb: float
@@ -34,8 +41,15 @@ class Result:
     wer_delta: float
     wer_delta_low: float
     wer_delta_high: float
+    interval_unit: str
+    """What the intervals are by: utterance or speaker."""
     verdict: str
+    smallest_detectable: float | None
+    """None for fp32."""
     rtfx: float
+
+
+KINDS: dict[str, Any] = typing.get_type_hints(Result)
 
 
 def read(path: Path = RESULTS) -> list[Result]:
@@ -45,13 +59,18 @@ def read(path: Path = RESULTS) -> list[Result]:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run 'dvc repro compare' first") from None
-    kinds = Result.__annotations__
     try:
         if not rows:
             raise ValueError("no rows")
-        return [Result(**{column: kind(row[column]) for column, kind in kinds.items()}) for row in rows]
+        return [Result(**{column: _value(kind, row[column]) for column, kind in KINDS.items()}) for row in rows]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} is not what compare writes ({error}); run 'dvc repro compare' again") from None
+
+
+def _value(kind: Any, text: str) -> Any:
+    if type(None) in typing.get_args(kind):
+        return _value(typing.get_args(kind)[0], text) if text != UNKNOWN else None
+    return kind(text)
 
 
 def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -60,8 +79,14 @@ def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {split: [result for result in results if result.split == split] for split in splits}
 
 
-HEADER = ("variant", "MB", "saved %", "WER %", "95 %", "vs fp32", "95 %", "verdict", "loops", "RTFx")
+HEADER = ("variant", "MB", "saved", "WER %", "95 %", "vs fp32", "95 %", "verdict", "shows", "loops", "RTFx")
 LEFT = ("variant", "verdict")
+
+NOTES = """\
+95 %: bootstrap intervals, paired where against fp32, by speaker or utterance as said above.
+Verdict: after Holm's correction over all variants; n.s.: no significant difference.
+Shows: the true difference that this corpus would find significant in four cases of five.
+"""
 
 
 def to_text(results: Sequence[Result]) -> str:
@@ -72,10 +97,16 @@ def to_text(results: Sequence[Result]) -> str:
 def _table(split: str, results: Sequence[Result]) -> str:
     cells = [HEADER, *(_cells(result) for result in results)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    title = f"{split}: {results[0].utterances:,} utterances, {results[0].words:,} words"
+    title = f"{split}: {extent(results[0])}; intervals by {results[0].interval_unit}"
     if results[0].utterances < FEW:
-        title += f" (fewer than {FEW} utterances: take intervals and verdicts as a rough guess)"
+        title += f" (fewer than {FEW} utterances: a rough guess)"
     return "\n".join([title, *(_line(row, widths) for row in cells)])
+
+
+def extent(result: Result) -> str:
+    """Return how much speech a result stands on, in words."""
+    speakers = f" of {result.speakers} speaker{'s' if result.speakers > 1 else ''}" if result.speakers else ""
+    return f"{result.utterances:,} utterances{speakers}, {result.words:,} words"
 
 
 def _cells(result: Result) -> tuple[str, ...]:
@@ -84,13 +115,14 @@ def _cells(result: Result) -> tuple[str, ...]:
     return (
         result.variant,
         f"{result.size_mb:.1f}",
-        f"{result.size_reduction:.1f}",
+        f"{result.size_reduction:.1f}%",
         _number(result.wer),
         f"[{_number(result.wer_low)}, {_number(result.wer_high)}]",
         "" if baseline else _number(result.wer_delta, "+"),
         "" if baseline else difference,
         # The whole words would make lines of over 120 characters.
-        "not significant" if result.verdict == "no significant difference" else result.verdict,
+        "n.s." if result.verdict == "no significant difference" else result.verdict,
+        "" if result.smallest_detectable is None else _number(result.smallest_detectable),
         str(result.looping),
         f"{result.rtfx:.1f}",
     )
@@ -112,7 +144,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 def main() -> None:
     """Print the table of reports/results.csv, and where the figures are."""
     print(to_text(read()))
-    print("\n95 %: bootstrap intervals, paired where against fp32; verdict: after Holm's correction over all variants.")
+    print(f"\n{NOTES}", end="")
     print(f"Figures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
 
 

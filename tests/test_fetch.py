@@ -102,7 +102,7 @@ def test_transformers_opens_the_tokenizer_and_the_features(base: Path) -> None:
     assert ids == [50258, 50259, 50359, 50363, 2425, 11, 1943, 380, 309, 30, 50257]
     assert tokenizer.decode(ids, skip_special_tokens=True) == " Hello, isn't it?"
     extractor = WhisperProcessor.from_pretrained(base).feature_extractor
-    assert extractor.to_dict() == WhisperFeatureExtractor().to_dict()  # type: ignore[no-untyped-call]
+    assert extractor.to_dict() == WhisperFeatureExtractor().to_dict()
 
 
 def test_model_parts_are_joined_in_order_over_wheels(tmp_path: Path) -> None:

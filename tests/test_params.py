@@ -58,7 +58,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"model": "tiny_en"}, "unknown model 'tiny_en' (did you mean 'tiny-en'?)"),
         ({"model": "large"}, "unknown model 'large' (known: base, small, tiny-en)"),
         ({"corpus": "libri"}, "unknown corpus 'libri' (did you mean 'librispeech'?)"),
-        ({"calibration__corpus": "x"}, "calibration: unknown corpus 'x' (known: librispeech, sample)"),
+        ({"calibration__corpus": "x"}, "calibration: unknown corpus 'x' (known: librispeech, sample, subset)"),
         ({"backend": "quantoo"}, "candidate: unknown backend 'quantoo' (did you mean 'quanto'?)"),
         ({"backend": "x"}, f"candidate: unknown backend 'x' (known: {BACKENDS})"),
         ({"device": "gpu"}, "device is 'gpu', but it must be auto, cpu, cuda or cuda:N"),

@@ -17,6 +17,7 @@ def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-
         split=split,
         backend="none" if variant == "fp32" else backend,
         utterances=2620,
+        speakers=40,
         words=52576,
         looping=0,
         size_mb=size_mb,
@@ -27,6 +28,8 @@ def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-
         wer_delta=delta,
         wer_delta_low=delta - 0.5,
         wer_delta_high=delta + 0.5,
+        interval_unit="speaker",
+        smallest_detectable=None if variant == "fp32" else 0.7,
         verdict="baseline" if variant == "fp32" else "worse" if delta > 0.5 else "no significant difference",
         rtfx=10.0,
     )
@@ -104,6 +107,17 @@ def test_every_variant_is_named_and_one_beyond_the_axis_with_its_rate() -> None:
     (axes,) = plot.differences(STUDY).axes
     assert [text.get_text() for text in axes.get_yticklabels()] == [each.variant for each in STUDY]
     assert [text.get_text() for text in axes.texts] == ["4.00", "4.10", "171.00 (cut)", "4.30", "4.20"]
+
+
+def test_figures_say_what_the_intervals_are_by() -> None:
+    (axes,) = plot.wer_vs_size(STUDY).axes
+    assert axes.get_title() == "test-clean: 2,620 utterances of 40 speakers, 52,576 words"
+    assert axes.get_ylabel() == "word error rate, %, with its 95 % interval by speaker"
+    small = [dataclasses.replace(result, split="few", interval_unit="utterance") for result in STUDY]
+    for results, units in ((STUDY, "speaker"), (small, "utterance"), ([*STUDY, *small], "speaker or utterance")):
+        (legend,) = plot.differences(results).legends
+        notes = [text.get_text() for text in legend.get_texts()]
+        assert f"95 % interval of the difference to fp32, by {units}" in notes
 
 
 def draw(folder: Path, results: Sequence[Result], monkeypatch: pytest.MonkeyPatch) -> list[str]:

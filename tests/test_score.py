@@ -15,36 +15,37 @@ def line(text: str, pred_text: str, name: str = "a-1", split: str = "test-clean"
 
 
 @pytest.mark.parametrize(
-    ("reference", "hypothesis", "hits", "substitutions", "deletions", "insertions"),
+    ("reference", "hypothesis", "alignment", "character_errors"),
     [
-        ("the cat sat", "the cat sat", 3, 0, 0, 0),
-        ("the cat sat", "the dog sat", 2, 1, 0, 0),
-        ("the cat sat", "the sat", 2, 0, 1, 0),
-        ("the cat sat", "the cat sat down", 3, 0, 0, 1),
-        ("the cat sat", "", 0, 0, 3, 0),
-        ("the cat sat", "a dog sat down there", 1, 2, 0, 2),
-        ("", "thank you", 0, 0, 0, 2),
-        ("", "", 0, 0, 0, 0),
+        ("the cat sat", "the cat sat", "===", 0),
+        ("the cat sat", "the dog sat", "=S=", 3),
+        ("the cat sat", "the cut sat", "=S=", 1),
+        ("the cat sat", "the sat", "=D=", 4),  # a word and a space
+        ("the cat sat", "the cat sat down", "===I", 5),
+        ("the cat sat", "", "DDD", 11),
+        ("the cat sat", "a dog sat down there", "SS=II", 15),
+        ("", "thank you", "II", 9),
+        ("", "", "", 0),
     ],
 )
-def test_counts(
-    reference: str, hypothesis: str, hits: int, substitutions: int, deletions: int, insertions: int
-) -> None:
+def test_counts(reference: str, hypothesis: str, alignment: str, character_errors: int) -> None:
     (scored,) = score.score([line(reference, hypothesis)], str)
     assert scored == score.Scored(
         id="a-1",
         split="test-clean",
         speaker="a",
-        hits=hits,
-        substitutions=substitutions,
-        deletions=deletions,
-        insertions=insertions,
+        hits=alignment.count("="),
+        substitutions=alignment.count("S"),
+        deletions=alignment.count("D"),
+        insertions=alignment.count("I"),
+        alignment=alignment,
+        character_errors=character_errors,
         looping=False,
         reference=reference,
         hypothesis=hypothesis,
     )
     assert scored.words == len(reference.split())
-    assert scored.errors == substitutions + deletions + insertions
+    assert scored.errors == len(alignment.replace("=", ""))
 
 
 @pytest.mark.parametrize(
@@ -96,19 +97,65 @@ def test_a_speaker_may_repeat_himself() -> None:
 
 
 def test_summary_of_utterances_that_all_have_the_same_rate() -> None:
-    lines = [line("a b c d e", "a b c d x", "1"), line("a b c d e f g h i j", "a b c d e f g h", "2")]
+    # Of words 1 in 5 and 2 in 10 are wrong, of characters 2 in 10 and 4 in 20.
+    lines = [line("aa b c d e", "aa b c d xy", "1"), line("aa b c d e f g h i j", "aa b c d e f g h", "2")]
     assert score.summarize(score.score(lines, str), resamples=200, seed=0) == {
         "utterances": 2,
+        "speakers": 1,
         "words": 15,
         "hits": 12,
         "substitutions": 1,
         "deletions": 2,
         "insertions": 0,
-        "looping": 0,
+        "characters": 30,
+        "character_errors": 6,
+        "wrong_utterances": 2,
+        "interval_unit": "utterance",
         "wer": 20.0,
         "wer_low": 20.0,
         "wer_high": 20.0,
+        "cer": 20.0,
+        "cer_low": 20.0,
+        "cer_high": 20.0,
+        "uer": 100.0,
+        "uer_low": 100.0,
+        "uer_high": 100.0,
+        "wer_low_utterance": 20.0,
+        "wer_high_utterance": 20.0,
+        "wer_low_speaker": None,
+        "wer_high_speaker": None,
+        "looping": 0,
+        "looping_ids": [],
+        "wer_without_loops": 20.0,
     }
+
+
+def test_intervals_are_by_speaker_where_ten_are_known() -> None:
+    # Ten speakers say two sentences of ten words; five of them are never understood.
+    lines = [
+        line("a b c d e f g h i j", "x" if speaker % 2 else "a b c d e f g h i j", f"{speaker}-{n}")
+        | {"speaker": f"s{speaker}"}
+        for speaker in range(10)
+        for n in range(2)
+    ]
+    summary = score.summarize(score.score(lines, str), resamples=20_000, seed=0)
+    assert (summary["speakers"], summary["interval_unit"]) == (10, "speaker")
+    assert (summary["wer"], summary["uer"]) == (50.0, 50.0)
+    # Standard errors 50 / sqrt(10) x sqrt(10 / 9) = 16.667 and 50 / sqrt(20) x sqrt(20 / 19) = 11.471; t is 2.2622 with
+    # 9 degrees of freedom, 2.0930 with 19: factors exp(0.7541) and exp(0.4802).
+    assert (summary["wer_low"], summary["wer_high"]) == pytest.approx((23.52, 106.3), rel=0.02)
+    assert (summary["wer_low_speaker"], summary["wer_high_speaker"]) == (summary["wer_low"], summary["wer_high"])
+    assert (summary["wer_low_utterance"], summary["wer_high_utterance"]) == pytest.approx((30.93, 80.82), rel=0.02)
+    assert (summary["uer_low"], summary["uer_high"]) == (pytest.approx(23.52, rel=0.02), 100.0)  # no more than all
+
+
+def test_loops_are_named_and_left_out_for_comparison() -> None:
+    lines = [line("a b c d", "a b c x", "1"), line("a b", "no no no no no", "2"), line("a b c d", "a b c d", "3")]
+    summary = score.summarize(score.score(lines, str), resamples=100, seed=0)
+    assert (summary["looping"], summary["looping_ids"]) == (1, ["2"])
+    assert (summary["wer"], summary["wer_without_loops"]) == (60.0, 12.5)  # 1 + 5 errors in 10 words, 1 in 8
+    (loop,) = score.score([line("a b", "no no no no no")], str)
+    assert score.summarize([loop], resamples=100, seed=0)["wer_without_loops"] is None
 
 
 def test_summary_refuses_a_split_without_words() -> None:
@@ -154,15 +201,32 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
         "splits": {
             "test-clean": {
                 "utterances": 1,
+                "speakers": 1,
                 "words": 2,
                 "hits": 1,
                 "substitutions": 1,
                 "deletions": 0,
                 "insertions": 0,
-                "looping": 0,
+                "characters": 7,
+                "character_errors": 3,
+                "wrong_utterances": 1,
+                "interval_unit": "utterance",
                 "wer": 50.0,
                 "wer_low": 50.0,
                 "wer_high": 50.0,
+                "cer": 42.857142857142854,
+                "cer_low": 42.857142857142854,
+                "cer_high": 42.857142857142854,
+                "uer": 100.0,
+                "uer_low": 100.0,
+                "uer_high": 100.0,
+                "wer_low_utterance": 50.0,
+                "wer_high_utterance": 50.0,
+                "wer_low_speaker": None,
+                "wer_high_speaker": None,
+                "looping": 0,
+                "looping_ids": [],
+                "wer_without_loops": 50.0,
             }
         },
         "utterances": [
@@ -174,6 +238,8 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
                 "substitutions": 1,
                 "deletions": 0,
                 "insertions": 0,
+                "alignment": "=S",
+                "character_errors": 3,
                 "looping": False,
                 "reference": "21 cats",
                 "hypothesis": "21 dogs",
