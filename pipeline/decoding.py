@@ -78,6 +78,13 @@ def texts(model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, ma
     return [" ".join(vocabulary.text(next(tokens)).strip() for _ in windows) for windows in pieces]
 
 
+def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Return the first 30 s as features (1, mels, frames), and prompt and greedy tokens (1, positions) of the model."""
+    features = audio.log_mel(audio.windows(corpus.samples(utterance))[:1], model.config.num_mel_bins).to(model.device)
+    (tokens,) = greedy(model, features, vocabulary, model.config.max_target_positions)
+    return features, torch.tensor([vocabulary.prompt + tokens], device=model.device)
+
+
 @torch.no_grad()  # not inference_mode: quanto's 4-bit tensors need version counters
 def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tokens: int) -> list[list[int]]:
     """Return each row's tokens, the likeliest one at a time, without prompt and end.

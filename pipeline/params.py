@@ -164,6 +164,9 @@ def parse(raw: dict[str, Any]) -> Params:
         ("decoding: max_new_tokens", 1, params.decoding.max_new_tokens),
         ("calibration: utterances", 1, params.calibration.utterances),
         ("scoring: resamples", 1000, params.scoring.resamples),
+        ("decoding: seed", 0, params.decoding.seed),
+        ("calibration: seed", 0, params.calibration.seed),
+        ("scoring: seed", 0, params.scoring.seed),
     ):
         if number < least:
             raise UserError(f"{where} is {number}, but at least {least} is needed")
@@ -235,8 +238,8 @@ def _entries(key: str, raw: dict[str, Any]) -> list[tuple[str, Any]]:
         raise UserError(f"{key} is empty; give at least one named entry")
     for name in raw[key]:
         _check_name(key, name)
-        if name == CANDIDATE:
-            raise UserError(f"{key}: {name!r} is taken by the candidate; choose another name")
+        if key == "variants" and name in (CANDIDATE, "baseline"):  # their folders in models/
+            raise UserError(f"{key}: the name {name!r} is taken; choose another")
     return list(raw[key].items())
 
 

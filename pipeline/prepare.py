@@ -163,6 +163,12 @@ def main() -> None:
     # List everything first: a wrong setting is told before the minutes of decoding.
     splits = {split: scored(name, entry, split) for split in entry.splits}
     calibrate = calibrating(calibration, calibration_entry)
+    both = {r.id for r in calibrate} & {r.id for recordings in splits.values() for r in recordings}
+    if both:  # the same speech by another name
+        raise UserError(
+            f"calibration: utterance {min(both)!r} is one that is scored; calibrate on another split, "
+            "or the scores would be tuned on their own audio"
+        )
     with files.aside(corpus.CORPUS) as partial:
         for split, recordings in splits.items():
             write(partial / split, name, entry, split, recordings)

@@ -31,11 +31,15 @@ def main(name: str) -> None:
     static = variant.activations == "static"
     calibration = list(corpus.read(corpus.CALIBRATION)) if static else []
 
+    vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
+    heard = [decoding.transcript(model, utterance, vocabulary) for utterance in calibration]
+
     def calibrate(watched: whisper.Whisper) -> None:
-        # The model's own greedy transcripts drive the decoder: calibration needs no reference text.
-        vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
-        for utterance in tqdm(calibration, unit="utt", desc="calibration", disable=None):
-            decoding.texts(watched, [utterance], vocabulary, watched.config.max_target_positions)
+        # The baseline's own transcripts drive the decoder: calibration needs no reference text, and a model that is
+        # half calibrated does not get to babble.
+        with torch.no_grad():
+            for features, tokens in tqdm(heard, unit="utt", desc="calibration", disable=None):
+                watched(features, tokens)
 
     try:
         chosen = backends.select(model, variant.include, variant.exclude) if variant.backend != "none" else []

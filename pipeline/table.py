@@ -84,7 +84,7 @@ LEFT = ("variant", "verdict")
 
 NOTES = """\
 95 %: bootstrap intervals, paired where against fp32, by speaker or utterance as said above.
-Verdict: after Holm's correction over all variants; n.s.: no significant difference.
+Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.
 Shows: the true difference that this corpus would find significant in four cases of five.
 """
 

@@ -6,7 +6,7 @@ from ruamel.yaml import YAML
 
 from pipeline import params
 from pipeline.errors import UserError
-from tests.conftest import Project
+from tests.conftest import ROOT, Project
 
 
 def test_the_projects_own_parameters_are_valid(tmp_project: Project) -> None:
@@ -98,7 +98,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"models__a/b": HUB}, "models: the name 'a/b' may hold only letters, digits and hyphens"),
         (
             {"variants__candidate": {"backend": "hqq"}},
-            "variants: 'candidate' is taken by the candidate; choose another name",
+            "variants: the name 'candidate' is taken; choose another",
         ),
         ({"models__mine": HUB}, "model 'mine': source 'hub' needs the key 'revision'"),
         ({"models__mine": {"source": "directory"}}, "model 'mine': source 'directory' needs the key 'path'"),
@@ -189,3 +189,23 @@ def test_a_file_that_is_none_is_one_sentence(
     with pytest.raises(UserError) as error:
         params.read()
     assert str(error.value) == sentence
+
+
+def test_an_experiment_changes_one_line_of_the_file(tmp_path: Path) -> None:
+    """DVC rewrites the whole file: it must stand in the form that DVC writes, or each experiment is a diff of pages."""
+    from dvc.utils.hydra import apply_overrides
+
+    file = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    file.write_text(before, encoding="utf-8")
+    apply_overrides(file, ["bits=4"])
+    pairs = zip(before.splitlines(), file.read_text(encoding="utf-8").splitlines(), strict=True)
+    assert [(old, new) for old, new in pairs if old != new] == [("bits: 8", "bits: 4")]
+
+
+@pytest.mark.parametrize("name", ["candidate", "baseline"])
+def test_names_of_other_folders_are_taken(tmp_project: Project, name: str) -> None:
+    tmp_project.set(**{f"variants__{name}": {"backend": "hqq"}})
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == f"variants: the name {name!r} is taken; choose another"

@@ -214,6 +214,20 @@ def test_more_calibration_than_there_is_is_one_sentence(tmp_project: Project) ->
     )
 
 
+def test_scored_speech_does_not_calibrate_by_another_name(tmp_project: Project) -> None:
+    make(tmp_project, utterances(1), calibration__utterances=1)
+    archive(
+        Path("data/raw/librispeech/train.tar.gz"),
+        {name.replace("test-clean", "train"): data for name, data in utterances(1).items()},
+    )
+    with pytest.raises(UserError) as error:
+        prepare.main()
+    assert str(error.value) == (
+        "calibration: utterance '1-2-0000' is one that is scored; calibrate on another split, "
+        "or the scores would be tuned on their own audio"
+    )
+
+
 @pytest.mark.usefixtures("tmp_project")
 def test_without_a_download_the_command_ends_with_one_sentence() -> None:
     ended = subprocess.run(

@@ -132,7 +132,7 @@ def test_main_says_what_the_columns_mean_and_where_the_figures_are(
         "fp32     966.9   0.0%   3.43  [3.20, 3.70]                 baseline             0   7.2\n"
         "\n"
         "95 %: bootstrap intervals, paired where against fp32, by speaker or utterance as said above.\n"
-        "Verdict: after Holm's correction over all variants; n.s.: no significant difference.\n"
+        "Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.\n"
         "Shows: the true difference that this corpus would find significant in four cases of five.\n"
         "Figures: reports/figures/wer_vs_size.png and reports/figures/wer.png; everything known: reports/results.csv\n"
     )
