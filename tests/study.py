@@ -146,11 +146,11 @@ def _model(folder: Path) -> Path:
 
 def _speech(folder: Path) -> Path:
     """Write splits `test` and `dev` of half-second utterances, laid out as LibriSpeech is."""
-    for split, count in (("test", 3), ("dev", 1)):
-        chapter = folder / split / "1" / "2"
+    for split, speaker, count in (("test", 1, 3), ("dev", 2, 1)):
+        chapter = folder / split / str(speaker) / "2"
         chapter.mkdir(parents=True)
-        names = [f"1-2-{number:04}" for number in range(count)]
+        names = [f"{speaker}-2-{number:04}" for number in range(count)]
         for seed, name in enumerate(names):
             (chapter / f"{name}.flac").write_bytes(encode(noise(0.5, seed)))
-        (chapter / "1-2.trans.txt").write_text("".join(f"{name} EGG EBGGE\n" for name in names))
+        (chapter / f"{speaker}-2.trans.txt").write_text("".join(f"{name} EGG EBGGE\n" for name in names))
     return folder
