@@ -25,7 +25,9 @@ Json = dict[str, Any]
 Row = dict[str, Any]
 """One variant on one split: a line of results.csv."""
 
-RATES = ("wer", "wer_low", "wer_high", "wer_delta", "wer_delta_low", "wer_delta_high")
+RATES = ("", "_low", "_high", "_delta", "_delta_low", "_delta_high")
+"""What follows the name of a split's measure in the columns of its rate and of the difference to fp32."""
+
 SIZES = ("size_mb", "size_reduction")
 
 MAX_IDS = 20
@@ -55,7 +57,9 @@ def _shown(references: dict[tuple[str, str], str], key: tuple[str, str]) -> str:
 
 
 def differences(
-    wrong_words: Mapping[str, Sequence[int]],
+    measure: str,
+    errors: Mapping[str, Sequence[int]],
+    one: int,
     words: Sequence[int],
     speakers: Sequence[str | None],
     resamples: int,
@@ -63,33 +67,34 @@ def differences(
 ) -> dict[str, Row]:
     """Return each variant's difference to fp32 on one split, by paired bootstrap over utterances and over speakers.
 
-    `wrong_words` holds one number of word errors per utterance for every variant, `words` those of the references.
-    Differences are in points of WER, positive where the variant is worse. What has no unit in its name is by the
+    `measure` names the rate: `errors`, of which each counts `one`, in per cent of `words`; both hold a number per
+    utterance. Differences are in its unit, positive where the variant is worse. What has no unit in its name is by the
     headline's (`statistics.headline_unit`): from its p-value come `p_holm`, corrected over all variants but fp32, and
     the verdict. `smallest_detectable` is the difference that this corpus would have shown in four cases of five
-    (`statistics.Estimate.detectable`), at least one word. fp32 has no p-values; without known speakers those columns
+    (`statistics.Estimate.detectable`), at least one error. fp32 has no p-values; without known speakers those columns
     are None.
     """
-    names = list(wrong_words)
-    wrong, total = np.array([wrong_words[name] for name in names]), np.array([words])
+    names = list(errors)
+    wrong, total = one * np.array([errors[name] for name in names]), np.array([words])
     found = statistics.by_unit(wrong, total, speakers, resamples, seed, base=names.index(BASELINE))
     headline = dict(zip(names, found[statistics.headline_unit(speakers)], strict=True))
     p_values = {name: estimate.p_value() for name, estimate in headline.items() if name != BASELINE}
     corrected = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
+    (least,) = statistics.rate(np.array([one]), total.sum(axis=1))
     result: dict[str, Row] = {}
     for i, name in enumerate(names):
         by = {"": headline[name]} | {f"_{unit}": found[unit][i] if unit in found else None for unit in statistics.UNITS}
         tested = name != BASELINE
-        row: Row = {"wer_delta": headline[name].value}
+        row: Row = {f"{measure}_delta": headline[name].value}
         for suffix, estimate in by.items():
             low, high = estimate.interval() if estimate else (None, None)
-            row |= {f"wer_delta_low{suffix}": low, f"wer_delta_high{suffix}": high}
+            row |= {f"{measure}_delta_low{suffix}": low, f"{measure}_delta_high{suffix}": high}
         for suffix, estimate in by.items():
             row[f"p_value{suffix}"] = estimate.p_value() if estimate and tested else None
         result[name] = row | {
             "p_holm": corrected.get(name),
             "verdict": _verdict(headline[name].value, corrected[name]) if tested else "baseline",
-            "smallest_detectable": max(headline[name].detectable(len(p_values)), 100 / total.sum()) if tested else None,
+            "smallest_detectable": max(headline[name].detectable(len(p_values)), float(least)) if tested else None,
         }
     return result
 
@@ -139,12 +144,19 @@ def _compared(scores: Mapping[str, Json], split: str, resamples: int, seed: int)
     def per_utterance(name: str, *kinds: str) -> list[int]:
         return [sum(utterance[kind] for kind in kinds) for utterance in spoken[name]]
 
-    wrong = {name: per_utterance(name, "substitutions", "deletions", "insertions") for name in scores}
-    words = per_utterance(BASELINE, "hits", "substitutions", "deletions")
-    result = differences(wrong, words, [utterance["speaker"] for utterance in spoken[BASELINE]], resamples, seed)
+    measure = scores[BASELINE]["splits"][split]["measure"]
+    if measure == statistics.WER:
+        wrong = {name: per_utterance(name, "substitutions", "deletions", "insertions") for name in scores}
+        one, words = 1, per_utterance(BASELINE, "hits", "substitutions", "deletions")
+    else:
+        wrong = {name: per_utterance(name, "insertions") for name in scores}
+        one, words = statistics.PER_MINUTE, [round(1000 * utterance["duration"]) for utterance in spoken[BASELINE]]
+    speakers = [utterance["speaker"] for utterance in spoken[BASELINE]]
+    result = differences(measure, wrong, one, words, speakers, resamples, seed)
     alignments = {name: [utterance["alignment"] for utterance in spoken[name]] for name in scores}
     for name, row in result.items():
-        z, p = (None, None) if name == BASELINE else statistics.mapsswe(alignments[name], alignments[BASELINE])
+        paired = name != BASELINE and measure == statistics.WER  # pairs are segments of a reference's words
+        z, p = statistics.mapsswe(alignments[name], alignments[BASELINE]) if paired else (None, None)
         row |= {"mapsswe_z": z, "mapsswe_p": p}
     return result
 
@@ -185,11 +197,11 @@ def rounded(row: Row) -> Row:
 
 
 def metrics(table: Sequence[Row]) -> dict[str, Json]:
-    """Return what reviews compare: per variant its sizes, and per split its rates; no lists, for DVC drops them."""
+    """Return what reviews compare: per variant its sizes, and per split its measure; no lists, for DVC drops them."""
     result: dict[str, Json] = {}
     for row in table:
         variant = result.setdefault(row["variant"], {key: row[key] for key in SIZES})
-        variant[row["split"]] = {key: row[key] for key in RATES}
+        variant[row["split"]] = {row["measure"] + rate: row[row["measure"] + rate] for rate in RATES}
     return result
 
 

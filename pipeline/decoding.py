@@ -96,28 +96,31 @@ def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tok
     caches = model.caches(features, len(vocabulary.prompt) + limit)
     results: list[list[int]] = [[] for _ in range(len(features))]
     rows = list(range(len(features)))  # the utterance in each row of the batch
-    ended: set[int] = set()
     tokens = torch.tensor([vocabulary.prompt] * len(rows), device=model.device)
     barred = _barrier(model, vocabulary.suppressed)
     barred_now = barred + _barrier(model, vocabulary.suppressed_first)
     for _ in range(limit):
         best = (model.next_logits(tokens, caches) + barred_now).argmax(dim=1)
         barred_now = barred
-        for utterance, token in zip(rows, best.tolist(), strict=True):
-            if token == vocabulary.end:
-                ended.add(utterance)
-            elif utterance not in ended:
+        said = best.tolist()
+        for utterance, token in zip(rows, said, strict=True):
+            if token != vocabulary.end:
                 results[utterance].append(token)
-        going = [row for row, utterance in enumerate(rows) if utterance not in ended]
+        going = [row for row, token in enumerate(said) if token != vocabulary.end]
         if not going:
             break
-        if len(going) <= len(rows) // 2:  # dropping ended rows copies the caches: worth it by halves
-            keep = torch.tensor(going, device=model.device)
-            best, rows = best[keep], [rows[row] for row in going]
-            for own, audio in caches:
-                own.select(keep)
-                audio.select(keep)
-        tokens = best[:, None]
+        count = len(going)
+        if count < len(rows):  # the last rows take the places of those that ended
+            empty = [row for row in range(count) if said[row] == vocabulary.end]
+            last = [row for row in going if row >= count]
+            for place, row in zip(empty, last, strict=True):
+                rows[place] = rows[row]
+            best[empty] = best[last]
+            del rows[count:]
+            for own, heard in caches:
+                own.drop(empty, last, count)
+                heard.drop(empty, last, count)
+        tokens = best[:count, None]
     return results
 
 

@@ -61,10 +61,12 @@ class Model:
 class Corpus:
     """Where speech with transcripts comes from, and which of it is scored."""
 
-    source: Literal["openslr", "package", "directory"]
+    source: Literal["openslr", "package", "directory", "generated"]
     splits: list[str]
     limit: int | None = None
-    """Utterances of each split; None = all."""
+    """Utterances of each split; None = all. Of source `generated` there are as many as this says."""
+    seed: int = 0
+    """What source `generated` starts from; the others need none."""
     path: str | None = None
     url: list[str] | str | None = None
     files: Files = field(default_factory=dict)
@@ -154,6 +156,11 @@ def parse(raw: dict[str, Any]) -> Params:
     _pick("corpus", params.calibration.corpus, params.corpora, "calibration: ")
     if BASELINE not in params.variants or params.variants[BASELINE].backend != "none":
         raise UserError(f"variants: {BASELINE!r} (backend: none) is missing; every difference is measured against it")
+    if params.corpora[params.calibration.corpus].source == "generated":
+        raise UserError(
+            f"calibration: corpus {params.calibration.corpus!r} is generated, and activation ranges learned without "
+            "speech would not hold for it; calibrate on a corpus of speech"
+        )
     if params.calibration.corpus == params.corpus and params.calibration.split in params.corpora[params.corpus].splits:
         raise UserError(
             f"calibration: split {params.calibration.split!r} of corpus {params.corpus!r} is one that is scored; "
@@ -167,6 +174,7 @@ def parse(raw: dict[str, Any]) -> Params:
         ("decoding: seed", 0, params.decoding.seed),
         ("calibration: seed", 0, params.calibration.seed),
         ("scoring: seed", 0, params.scoring.seed),
+        *((f"corpus {name!r}: seed", 0, corpus.seed) for name, corpus in params.corpora.items()),
     ):
         if number < least:
             raise UserError(f"{where} is {number}, but at least {least} is needed")
@@ -216,7 +224,12 @@ def _model(name: str, entry: Any) -> Model:
 
 def _corpus(name: str, entry: Any) -> Corpus:
     corpus = _build(f"corpus {name!r}", Corpus, entry)
-    needed = {"openslr": ("url", "files"), "package": ("path", "files"), "directory": ("path",)}[corpus.source]
+    needed = {
+        "openslr": ("url", "files"),
+        "package": ("path", "files"),
+        "directory": ("path",),
+        "generated": ("limit",),
+    }[corpus.source]
     _check_needed(f"corpus {name!r}", corpus, needed)
     if not corpus.splits:
         raise UserError(f"corpus {name!r}: splits is empty; name at least one split to score")

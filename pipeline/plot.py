@@ -1,13 +1,13 @@
 """Draw the results as figures: word error rate against size, and each variant's difference to fp32."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import cos, radians, sin
 from typing import TYPE_CHECKING, Any
 
 from pipeline import errors, files
 from pipeline.params import BASELINE, CANDIDATE
-from pipeline.table import FIGURES, Result, by_split, extent, read
+from pipeline.table import FIGURES, MEASURES, Measure, Result, by_split, extent, read
 
 if TYPE_CHECKING:  # matplotlib is imported late: it takes longer than all the rest
     from matplotlib.axes import Axes
@@ -49,20 +49,21 @@ Box = tuple[float, float, float, float]
 
 
 def limit(results: Sequence[Result]) -> float:
-    """Return the WER at which an axis ends: variants beyond it are drawn at its edge, or they would squash the others.
+    """Return the rate at which an axis ends: variants beyond it are drawn at its edge, or they would squash the others.
 
-    It is at most twice fp32's WER, or 5 points above it where that is more.
+    It is at most twice fp32's rate, or 5 (points of WER, words per minute) above it where that is more; where all rates
+    are zero it is 1.
     """
-    base = _baseline(results).wer
+    base = _baseline(results).rate
     most = max(2 * base, base + 5)
-    return min(most, max(result.wer_high for result in results if result.wer <= most))
+    return min(most, max(result.rate_high for result in results if result.rate <= most)) or 1.0
 
 
 def pareto(results: Sequence[Result]) -> list[Result]:
-    """Return the variants that none other beats in both size and WER, smallest first; of equals, the first."""
+    """Return the variants that none other beats in both size and rate, smallest first; of equals, the first."""
     front: list[Result] = []
-    for result in sorted(results, key=lambda result: (result.size_mb, result.wer)):
-        if not front or result.wer < front[-1].wer:
+    for result in sorted(results, key=lambda result: (result.size_mb, result.rate)):
+        if not front or result.rate < front[-1].rate:
             front.append(result)
     return front
 
@@ -97,7 +98,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def wer_vs_size(results: Sequence[Result]) -> "Figure":
-    """Return the figure of WER against size: a panel per split, a point per variant with its own 95 % interval."""
+    """Return the figure of rate against size: a panel per split, a point per variant with its own 95 % interval."""
     from matplotlib.figure import Figure
 
     panels = list(by_split(results).values())
@@ -106,9 +107,10 @@ def wer_vs_size(results: Sequence[Result]) -> "Figure":
     for axes, group in zip(every_axes, panels, strict=True):
         _scatter(axes, group)
     every_axes[-1].set_xlabel("weights on disk, MB")
+    rates = _each(_measure(group).name for group in panels)
     notes = [
         _handle(BASELINE, color="black", linewidth=0.8, linestyle="--"),
-        _handle("best WER at its size (Pareto front)", color="0.88", linewidth=4),
+        _handle(f"best {rates} at its size (Pareto front)", color="0.88", linewidth=4),
         _handle("candidate", **RING),
         _handle("beyond the axis", color="none", marker="o", markersize=6, markeredgecolor="0.4"),
     ]
@@ -124,23 +126,25 @@ def _scatter(axes: "Axes", results: Sequence[Result]) -> None:
     baseline, top = _baseline(results), limit(results)
     sizes = [result.size_mb for result in results if result is not baseline] or [baseline.size_mb]
     margin = 0.12 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
-    low = min(result.wer_low for result in results)
+    low = min(result.rate_low for result in results)
     axes.set_xlim(min(sizes) - margin, max(sizes) + margin)
     height = top - low or 1.0  # one rate for all, as where every word is wrong
-    axes.set_ylim(max(0.0, low - 0.05 * height), top + 0.08 * height)
+    least = min(result.rate for result in results)
+    bottom = max(0.0, low - 0.05 * height) if least else -0.03 * height  # or a point at zero would be cut in half
+    axes.set_ylim(bottom, top + 0.08 * height)
     axes.set_title(_title(results))
-    axes.set_ylabel(f"word error rate, %, with its 95 % interval by {baseline.interval_unit}")
-    axes.axhline(baseline.wer, color="black", linewidth=0.8, linestyle="--", zorder=1)
+    axes.set_ylabel(f"{_measure(results).title}, with its 95 % interval by {baseline.interval_unit}")
+    axes.axhline(baseline.rate, color="black", linewidth=0.8, linestyle="--", zorder=1)
     if baseline.size_mb > axes.get_xlim()[1]:  # with fp32 inside, the others would crowd in a corner
-        name, at = f"{BASELINE},\n{baseline.size_mb:.0f} MB", (axes.get_xlim()[1], baseline.wer)
+        name, at = f"{BASELINE},\n{baseline.size_mb:.0f} MB", (axes.get_xlim()[1], baseline.rate)
         axes.annotate(name, at, (4, 0), textcoords="offset points", va="center", fontsize=7.5)
     front = pareto(results)
-    axes.step([r.size_mb for r in front], [r.wer for r in front], where="post", color="0.88", linewidth=4, zorder=0)
+    axes.step([r.size_mb for r in front], [r.rate for r in front], where="post", color="0.88", linewidth=4, zorder=0)
     for result in results:
         color, marker = _look(result)
-        beyond = result.wer > top
+        beyond = result.rate > top
         if not beyond:
-            axes.vlines(result.size_mb, result.wer_low, result.wer_high, color=color, linewidth=1, alpha=0.4)
+            axes.vlines(result.size_mb, result.rate_low, result.rate_high, color=color, linewidth=1, alpha=0.4)
         face = "white" if beyond else color
         axes.plot(*_point(result, top), marker=marker, markersize=6, markerfacecolor=face, markeredgecolor=color)
         if result.variant == CANDIDATE:
@@ -155,11 +159,11 @@ def _name_points(axes: "Axes", results: Sequence[Result], dpi: float) -> None:
     visible = [result for result in results if left <= result.size_mb <= right]
     pixels = [tuple(axes.transData.transform(_point(result, top))) for result in visible]
     frame = axes.bbox.extents
-    line = axes.transData.transform((right, _baseline(results).wer))[1]
+    line = axes.transData.transform((right, _baseline(results).rate))[1]
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in pixels] + [(frame[0], line - 1, frame[2], line + 1)]
     for result, (x, y) in zip(visible, pixels, strict=True):
         text = axes.annotate(
-            f"{result.variant} ({result.wer:.0f} %)" if result.wer > top else result.variant,
+            f"{result.variant} ({result.rate:.0f}{_measure(results).unit})" if result.rate > top else result.variant,
             _point(result, top),
             (0, 0),
             textcoords="offset points",
@@ -177,7 +181,7 @@ def _name_points(axes: "Axes", results: Sequence[Result], dpi: float) -> None:
 
 
 def differences(results: Sequence[Result]) -> "Figure":
-    """Return the figure of WER: a panel per split, a bar per variant, and the interval of its difference to fp32.
+    """Return the figure of rates: a panel per split, a bar per variant, and the interval of its difference to fp32.
 
     The interval is the paired one, drawn from fp32's line: one that crosses the line tells no difference, even where
     the two rates' own intervals are wide.
@@ -189,7 +193,7 @@ def differences(results: Sequence[Result]) -> "Figure":
     every_axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for axes, group in zip(every_axes, panels, strict=True):
         _bars(axes, group)
-    units = " or ".join(dict.fromkeys(group[0].interval_unit for group in panels))
+    units = _each(group[0].interval_unit for group in panels)
     notes = [
         _handle(BASELINE, color="black", linewidth=0.8, linestyle="--"),
         _handle(f"95 % interval of the difference to fp32, by {units}", color="black", linewidth=1),
@@ -201,34 +205,42 @@ def differences(results: Sequence[Result]) -> "Figure":
 
 def _bars(axes: "Axes", results: Sequence[Result]) -> None:
     baseline = _baseline(results)
-    top = max(limit(results), *(r.wer + r.wer_delta_high - r.wer_delta for r in results if r.wer <= limit(results)))
+    top = max(limit(results), *(r.rate + r.delta_high - r.delta for r in results if r.rate <= limit(results)))
     for y, result in enumerate(results):
         color, _ = _look(result)
-        beyond = result.wer > top
+        beyond = result.rate > top
         alike = result.verdict == "no significant difference"
-        axes.barh(y, min(result.wer, top), color=color, alpha=PALE if alike else 1.0, height=0.7)
-        low, high = baseline.wer + result.wer_delta_low, baseline.wer + result.wer_delta_high
+        axes.barh(y, min(result.rate, top), color=color, alpha=PALE if alike else 1.0, height=0.7)
+        low, high = baseline.rate + result.delta_low, baseline.rate + result.delta_high
         if not beyond and result is not baseline:
             axes.hlines(y, low, min(high, top), color="black", linewidth=1)
-        text = f"{result.wer:.2f}" + (" (cut)" if beyond else "")
-        at = min(top, max(high, result.wer))
+        text = f"{result.rate:.2f}" + (" (cut)" if beyond else "")
+        at = min(top, max(high, result.rate))
         axes.annotate(text, (at, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.axvline(baseline.wer, color="black", linewidth=0.8, linestyle="--")
+    axes.axvline(baseline.rate, color="black", linewidth=0.8, linestyle="--")
     axes.set_xlim(0, top * 1.15)
     axes.set_ylim(len(results) - 0.4, -0.6)
     axes.set_yticks(range(len(results)), [result.variant for result in results])
     for name in axes.get_yticklabels():
         name.set_fontweight("bold" if name.get_text() == CANDIDATE else "normal")
     axes.set_title(_title(results))
-    axes.set_xlabel("word error rate, %")
+    axes.set_xlabel(_measure(results).title)
 
 
 def _baseline(results: Sequence[Result]) -> Result:
     return next(result for result in results if result.variant == BASELINE)
 
 
+def _measure(results: Sequence[Result]) -> Measure:
+    return MEASURES[results[0].measure]
+
+
+def _each(names: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(names))
+
+
 def _point(result: Result, top: float) -> tuple[float, float]:
-    return result.size_mb, min(result.wer, top)
+    return result.size_mb, min(result.rate, top)
 
 
 def _look(result: Result) -> tuple[str, str]:

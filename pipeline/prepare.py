@@ -47,12 +47,15 @@ def chosen(recordings: Mapping[str, layouts.Recording], limit: int | None, seed:
 
 
 def scored(name: str, entry: params.Corpus, split: str) -> list[layouts.Recording]:
-    """List the recordings of a split that is scored; raise UserError where a transcript is missing."""
+    """List the recordings of a split that is scored; raise UserError where a transcript is missing.
+
+    In generated sound nothing is said, so that its transcripts are known to be empty.
+    """
     recordings = sources.recordings(name, entry, split)
     if not recordings:
         raise UserError(f"corpus {name!r}: split {split!r} holds no utterances")
     bare = [recording.id for recording in recordings.values() if not recording.text]
-    if bare:
+    if bare and entry.source != "generated":
         raise UserError(
             f"corpus {name!r}: utterance {bare[0]!r} of split {split!r} has audio, but no transcript "
             f"({len(bare):,} of {len(recordings):,} have none); a split without transcripts cannot be scored"

@@ -42,6 +42,8 @@ class Scored:
     id: str
     split: str
     speaker: str | None
+    duration: float
+    """Seconds of audio."""
     hits: int
     substitutions: int
     deletions: int
@@ -100,10 +102,11 @@ def is_loop(text: str) -> bool:
 
 
 def score(lines: Iterable[dict[str, Any]], normalize: Normalizer) -> list[Scored]:
-    """Count the word errors of each line of a transcript (id, split, speaker, text, pred_text), in the same order.
+    """Count the word errors of each line of a transcript, in the same order.
 
-    Words are aligned with the fewest edits (jiwer). A prediction that loops where the reference does too is speech that
-    repeats itself, and not counted as looping. An empty reference makes every word of its hypothesis an insertion.
+    A line holds id, split, speaker, duration, text and pred_text. Words are aligned with the fewest edits (jiwer). A
+    prediction that loops where the reference does too is speech that repeats itself, and not counted as looping. An
+    empty reference makes every word of its hypothesis an insertion.
     """
     return [_score(line, normalize(line["text"]).strip(), normalize(line["pred_text"]).strip()) for line in lines]
 
@@ -115,6 +118,7 @@ def _score(line: dict[str, Any], reference: str, hypothesis: str) -> Scored:
         id=line["id"],
         split=line["split"],
         speaker=line.get("speaker"),
+        duration=line["duration"],
         hits=counts.hits,
         substitutions=counts.substitutions,
         deletions=counts.deletions,
@@ -131,24 +135,30 @@ def _score(line: dict[str, Any], reference: str, hypothesis: str) -> Scored:
 
 
 def summarize(utterances: Sequence[Scored], resamples: int, seed: int) -> Summary:
-    """Return one split's counts, and its error rates in per cent with their 95 % intervals.
+    """Return one split's counts, and its error rates with their 95 % intervals.
 
-    WER is of words, CER of characters, UER the share of utterances with any error. Their intervals are by
-    `interval_unit`; WER's are also given by utterance and by speaker (None where speakers are not known, or only one).
+    WER is of words, CER of characters, UER the share of utterances with any error, all in per cent; insertions are also
+    told per minute of audio. Their intervals are by `interval_unit`. `measure` names the rate that leads: WER or, where
+    the references hold no words, insertions per minute; there WER and CER are None. Its interval is also given by
+    utterance and by speaker (None where speakers are not known, or only one).
     """
-    wrong = np.array([[u.errors, u.character_errors, u.errors > 0] for u in utterances]).T
-    whole = np.array([[u.words, len(u.reference), 1] for u in utterances]).T
-    words, characters, _ = (int(total) for total in whole.sum(axis=1))
-    if not words:
-        raise UserError(f"split {utterances[0].split!r} has no words in its references, so no error rate can be told")
+    one = statistics.PER_MINUTE
+    wrong = np.array([[u.errors, u.character_errors, u.errors > 0, one * u.insertions] for u in utterances]).T
+    whole = np.array([[u.words, len(u.reference), 1, round(1000 * u.duration)] for u in utterances]).T
+    words, characters = int(whole[0].sum()), int(whole[1].sum())
+    measure = statistics.WER if words else statistics.INSERTIONS
     speakers = [utterance.speaker for utterance in utterances]
     unit = statistics.headline_unit(speakers)
-    found = statistics.by_unit(wrong, whole, speakers, resamples, seed)
+    found = {
+        by: dict(zip((statistics.WER, "cer", "uer", statistics.INSERTIONS), estimates, strict=True))
+        for by, estimates in statistics.by_unit(wrong, whole, speakers, resamples, seed).items()
+    }
     kept = [utterance for utterance in utterances if not utterance.looping]
     kept_words = sum(utterance.words for utterance in kept)
     summary: Summary = {
         "utterances": len(utterances),
         "speakers": len(set(speakers)) if None not in speakers else None,
+        "minutes": sum(utterance.duration for utterance in utterances) / 60,
         "words": words,
         "hits": sum(utterance.hits for utterance in utterances),
         "substitutions": sum(utterance.substitutions for utterance in utterances),
@@ -157,15 +167,19 @@ def summarize(utterances: Sequence[Scored], resamples: int, seed: int) -> Summar
         "characters": characters,
         "character_errors": int(wrong[1].sum()),
         "wrong_utterances": int(wrong[2].sum()),
+        "measure": measure,
         "interval_unit": unit,
     }
-    for name, estimate in zip(("wer", "cer", "uer"), found[unit], strict=True):
-        summary[name] = estimate.value
-        low, high = estimate.rate_interval()
-        summary[f"{name}_low"], summary[f"{name}_high"] = low, min(high, 100.0) if name == "uer" else high
-    for each in statistics.UNITS:
-        bounds = found[each][0].rate_interval() if each in found else (None, None)
-        summary[f"wer_low_{each}"], summary[f"wer_high_{each}"] = bounds
+    for name, estimate in found[unit].items():
+        if words or name not in (statistics.WER, "cer"):
+            low, high = estimate.rate_interval()
+            summary |= {name: estimate.value, f"{name}_low": low, f"{name}_high": high}
+        else:
+            summary |= {name: None, f"{name}_low": None, f"{name}_high": None}
+    summary["uer_high"] = min(summary["uer_high"], 100.0)
+    for by in statistics.UNITS:
+        bounds = found[by][measure].rate_interval() if by in found else (None, None)
+        summary[f"{measure}_low_{by}"], summary[f"{measure}_high_{by}"] = bounds
     return summary | {
         "looping": len(utterances) - len(kept),
         "looping_ids": [utterance.id for utterance in utterances if utterance.looping],
@@ -188,12 +202,26 @@ def read(path: Path) -> list[dict[str, Any]]:
             transcript = json.loads(line)
             if not all(isinstance(transcript[key], str) for key in ("split", "id", "text", "pred_text")):
                 raise TypeError
+            if not isinstance(transcript["duration"], int | float):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{path}, line {number}: an object with the texts split, id, text and pred_text is needed; {again}"
+                f"{path}, line {number}: an object with the texts split, id, text and pred_text and the number "
+                f"duration is needed; {again}"
             ) from None
         transcripts.append(transcript)
     return sorted(transcripts, key=lambda transcript: (transcript["split"], transcript["id"]))
+
+
+def described(counts: Summary) -> str:
+    """Return the measure of a split, with its interval, in a line."""
+    rate, low, high = (f"{counts[counts['measure'] + bound]:.2f}" for bound in ("", "_low", "_high"))
+    if counts["measure"] == statistics.WER:
+        return f"WER {rate} % [{low}, {high}] by {counts['interval_unit']}, of {counts['words']} words"
+    return (
+        f"{rate} inserted words per minute [{low}, {high}] by {counts['interval_unit']}, "
+        f"in {counts['minutes']:.1f} minutes"
+    )
 
 
 def main(variant: str) -> None:
@@ -216,10 +244,7 @@ def main(variant: str) -> None:
         },
     )
     for split, counts in splits.items():
-        print(
-            f"{variant}, {split}: WER {counts['wer']:.2f} % [{counts['wer_low']:.2f}, {counts['wer_high']:.2f}]"
-            f" by {counts['interval_unit']}, of {counts['words']} words"
-        )
+        print(f"{variant}, {split}: {described(counts)}")
 
 
 if __name__ == "__main__":

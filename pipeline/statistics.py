@@ -47,6 +47,18 @@ MIN_SPEAKERS = 10
 HIT = "="
 """A word that was understood, in an alignment; the others are S, D and I: substituted, deleted, inserted."""
 
+WER = "wer"
+"""The measure of a split: word errors in per cent of the words in its references."""
+
+INSERTIONS = "insertions_per_minute"
+"""The measure where the references hold no words: inserted words per minute of audio."""
+
+PER_MINUTE = 600
+"""What an event counts for its rate, in per cent of milliseconds, to be that per minute, which has 100 x 600 of them.
+
+Milliseconds rather than minutes, as only sums of whole numbers are exact.
+"""
+
 _BLOCK = 64  # resamples held at a time: 64 x 2,939 units of float64 are 1.5 MB, which stay in the processor's cache
 
 

@@ -1,4 +1,7 @@
-"""Print the results as a table to read: size, word error rate, and its difference to fp32 with a verdict."""
+"""Print the results as a table to read: size, word error rate, and its difference to fp32 with a verdict.
+
+Where nothing is said, inserted words per minute of audio stand in the place of word error rate.
+"""
 
 import argparse
 import csv
@@ -22,8 +25,28 @@ UNKNOWN = ""
 
 
 @dataclass(frozen=True)
+class Measure:
+    """How the rate that leads a split is written."""
+
+    name: str
+    head: str
+    """At the top of its column."""
+    title: str
+    """In full, with its unit."""
+    unit: str
+    """Behind a value."""
+
+
+MEASURES = {
+    "wer": Measure("WER", "WER %", "word error rate, %", " %"),
+    "insertions_per_minute": Measure("insertion rate", "I/min", "inserted words per minute", "/min"),
+}
+"""By what results.csv calls them."""
+
+
+@dataclass(frozen=True)
 class Result:
-    """What people look at first of one line of results.csv: sizes in MB, rates and differences in per cent points."""
+    """What people look at first of one line of results.csv: sizes in MB, and the split's rate in its own unit."""
 
     variant: str
     split: str
@@ -32,15 +55,20 @@ class Result:
     speakers: int | None
     """None where they are not known."""
     words: int
+    minutes: float
     looping: int
     size_mb: float
     size_reduction: float
-    wer: float
-    wer_low: float
-    wer_high: float
-    wer_delta: float
-    wer_delta_low: float
-    wer_delta_high: float
+    wer_without_loops: float | None
+    """In per cent; None where nothing is left, or nothing was said."""
+    measure: str
+    """A key of MEASURES: what `rate` and `delta` are, with their intervals."""
+    rate: float
+    rate_low: float
+    rate_high: float
+    delta: float
+    delta_low: float
+    delta_high: float
     interval_unit: str
     """What the intervals are by: utterance or speaker."""
     verdict: str
@@ -62,9 +90,18 @@ def read(path: Path = RESULTS) -> list[Result]:
     try:
         if not rows:
             raise ValueError("no rows")
-        return [Result(**{column: _value(kind, row[column]) for column, kind in KINDS.items()}) for row in rows]
+        return [_result(row) for row in rows]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} is not what compare writes ({error}); run 'dvc repro compare' again") from None
+
+
+def _result(row: dict[str, str]) -> Result:
+    measure = row["measure"]
+    if measure not in MEASURES:
+        raise ValueError(f"measure {measure!r}")
+    for bound in ("", "_low", "_high"):
+        row |= {f"rate{bound}": row[f"{measure}{bound}"], f"delta{bound}": row[f"{measure}_delta{bound}"]}
+    return Result(**{key: _value(kind, row[key]) for key, kind in KINDS.items()})
 
 
 def _value(kind: Any, text: str) -> Any:
@@ -79,7 +116,6 @@ def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {split: [result for result in results if result.split == split] for split in splits}
 
 
-HEADER = ("variant", "MB", "saved", "WER %", "95 %", "vs fp32", "95 %", "verdict", "shows", "loops", "RTFx")
 LEFT = ("variant", "verdict")
 
 NOTES = """\
@@ -87,6 +123,19 @@ NOTES = """\
 Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.
 Shows: the true difference that this corpus would find significant in four cases of five.
 """
+INSERTED = "I/min: inserted words per minute of audio, in which nothing is said.\n"
+NO_LOOPS = "No loops: WER % without the utterances that loop; -: all of them do.\n"
+
+
+def notes(results: Sequence[Result]) -> str:
+    """Return what the columns mean, of those that the tables of these results have."""
+    splits = by_split(results).values()
+    return NOTES + INSERTED * any(not split[0].words for split in splits) + NO_LOOPS * any(map(_loops, splits))
+
+
+def _loops(split: Sequence[Result]) -> bool:
+    """Tell whether the table of a split has the column `no loops`."""
+    return any(result.looping and result.wer_without_loops is not None for result in split)
 
 
 def to_text(results: Sequence[Result]) -> str:
@@ -95,37 +144,46 @@ def to_text(results: Sequence[Result]) -> str:
 
 
 def _table(split: str, results: Sequence[Result]) -> str:
-    cells = [HEADER, *(_cells(result) for result in results)]
+    loops = _loops(results)
+    rows = [_cells(result, loops) for result in results]
+    heads = [head for head, _ in rows[0]]
+    cells = [heads, *([cell for _, cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    gap = " " if loops else "  "  # with one column more, lines would have over 120 characters
     title = f"{split}: {extent(results[0])}; intervals by {results[0].interval_unit}"
     if results[0].utterances < FEW:
         title += f" (fewer than {FEW} utterances: a rough guess)"
-    return "\n".join([title, *(_line(row, widths) for row in cells)])
+    return "\n".join([title, *(gap.join(_aligned(heads, row, widths)).rstrip() for row in cells)])
 
 
 def extent(result: Result) -> str:
     """Return how much speech a result stands on, in words."""
+    if not result.words:
+        return f"{result.utterances:,} recordings without speech, {result.minutes:.1f} minutes"
     speakers = f" of {result.speakers} speaker{'s' if result.speakers > 1 else ''}" if result.speakers else ""
     return f"{result.utterances:,} utterances{speakers}, {result.words:,} words"
 
 
-def _cells(result: Result) -> tuple[str, ...]:
-    difference = f"[{_number(result.wer_delta_low, '+')}, {_number(result.wer_delta_high, '+')}]"
+def _cells(result: Result, loops: bool) -> list[tuple[str, str]]:
+    """Return a line of the table: the head of each column and what stands there."""
     baseline = result.verdict == "baseline"
-    return (
-        result.variant,
-        f"{result.size_mb:.1f}",
-        f"{result.size_reduction:.1f}%",
-        _number(result.wer),
-        f"[{_number(result.wer_low)}, {_number(result.wer_high)}]",
-        "" if baseline else _number(result.wer_delta, "+"),
-        "" if baseline else difference,
+    difference = f"[{_number(result.delta_low, '+')}, {_number(result.delta_high, '+')}]"
+    without = "-" if result.wer_without_loops is None else _number(result.wer_without_loops)
+    return [
+        ("variant", result.variant),
+        ("MB", f"{result.size_mb:.1f}"),
+        ("saved", f"{result.size_reduction:.1f}%"),
+        (MEASURES[result.measure].head, _number(result.rate)),
+        ("95 %", f"[{_number(result.rate_low)}, {_number(result.rate_high)}]"),
+        ("vs fp32", "" if baseline else _number(result.delta, "+")),
+        ("95 %", "" if baseline else difference),
         # The whole words would make lines of over 120 characters.
-        "n.s." if result.verdict == "no significant difference" else result.verdict,
-        "" if result.smallest_detectable is None else _number(result.smallest_detectable),
-        str(result.looping),
-        f"{result.rtfx:.1f}",
-    )
+        ("verdict", "n.s." if result.verdict == "no significant difference" else result.verdict),
+        ("shows", "" if result.smallest_detectable is None else _number(result.smallest_detectable)),
+        ("loops", str(result.looping)),
+        *([("no loops", without if result.looping else "")] if loops else []),
+        ("RTFx", f"{result.rtfx:.1f}"),
+    ]
 
 
 def _number(value: float, sign: str = "-") -> str:
@@ -133,18 +191,18 @@ def _number(value: float, sign: str = "-") -> str:
     return f"{value:{sign}.{decimals}f}"
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [
-        cell.ljust(width) if name in LEFT else cell.rjust(width)
-        for name, cell, width in zip(HEADER, row, widths, strict=True)
+def _aligned(heads: Sequence[str], row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        cell.ljust(width) if head in LEFT else cell.rjust(width)
+        for head, cell, width in zip(heads, row, widths, strict=True)
     ]
-    return "  ".join(aligned).rstrip()
 
 
 def main() -> None:
     """Print the table of reports/results.csv, and where the figures are."""
-    print(to_text(read()))
-    print(f"\n{NOTES}", end="")
+    results = read()
+    print(to_text(results))
+    print(f"\n{notes(results)}", end="")
     print(f"Figures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
 
 

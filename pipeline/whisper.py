@@ -64,9 +64,17 @@ class Cache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+    def drop(self, empty: Sequence[int], last: Sequence[int], rows: int) -> None:
+        """Keep `rows` rows of the batch: those `last` move to the places of the `empty`, nothing else is copied."""
+        for tensor in (self.keys, self.values):
+            tensor[empty] = tensor[last]
+        self.keys, self.values = self.keys[:rows], self.values[:rows]
+
+
+def _room(like: Tensor, rows: int, positions: int) -> Cache:
+    """Make an empty cache for keys and values that look like these (any batch, heads, any positions, head width)."""
+    shape = (rows, like.shape[1], positions, like.shape[3])
+    return Cache(like.new_empty(shape), like.new_empty(shape))
 
 
 class Attention(nn.Module):
@@ -208,13 +216,19 @@ class Whisper(nn.Module):
 
     def caches(self, features: Tensor, positions: int) -> list[tuple[Cache, Cache]]:
         """Encode the audio and make each decoder layer's caches, with room for `positions` tokens."""
-        states = self.model.encoder(features)
-        made = []
-        for layer in self.model.decoder.layers:
-            assert isinstance(layer, DecoderLayer)
-            keys, values = layer.encoder_attn.keys_values(states)
-            room = keys.new_empty(keys.shape[0], keys.shape[1], positions, keys.shape[3])
-            made.append((Cache(room, torch.empty_like(room)), Cache(keys.contiguous(), values.contiguous())))
+        # One utterance at a time on a CPU: 1,500 positions keep its cores busy, and an encoder layer's activations stay
+        # in its caches. That takes less time and memory than a batch, and dynamic activations keep their own scales.
+        together = 1 if self.device.type == "cpu" else len(features)
+        made: list[tuple[Cache, Cache]] = []
+        for start in range(0, len(features), together):
+            part = slice(start, start + together)
+            states = self.model.encoder(features[part])
+            for number, layer in enumerate(self.model.decoder.layers):
+                assert isinstance(layer, DecoderLayer)
+                keys, values = layer.encoder_attn.keys_values(states)
+                if number == len(made):
+                    made.append((_room(keys, len(features), positions), _room(keys, len(features), keys.shape[2])))
+                made[number][1].keys[part], made[number][1].values[part] = keys, values
         return made
 
     def next_logits(self, tokens: Tensor, caches: list[tuple[Cache, Cache]]) -> Tensor:

@@ -1,5 +1,6 @@
 """What the tests share: a project in a temporary folder, real speech, real packages, and a server that misbehaves."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -19,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import corpus, fetch, params, prepare
+from pipeline import compare, corpus, fetch, params, prepare, table
 from pipeline.errors import UserError
 from pipeline.sources import http as source_http
 from pipeline.sources import package
@@ -286,6 +287,18 @@ def archive(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return path
+
+
+def results_csv(*results: table.Result) -> str:
+    """Return results.csv with what the table and the figures read of it."""
+    rows = []
+    for result in results:
+        row = dataclasses.asdict(result)
+        for bound in ("", "_low", "_high"):
+            row[f"{result.measure}{bound}"] = row.pop(f"rate{bound}")
+            row[f"{result.measure}_delta{bound}"] = row.pop(f"delta{bound}")
+        rows.append(row)
+    return compare.to_csv(rows)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 import csv
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import compare
+from pipeline import compare, score
 from pipeline.errors import UserError
 
 PARAMS = """
@@ -42,6 +44,7 @@ def scores(*wrong: int, words: int = 10, speakers: int = 1) -> compare.Json:
                 "insertions": 0,
                 "looping": 0,
                 "looping_ids": [],
+                "measure": "wer",
                 "wer": 100 * sum(wrong) / (words * len(wrong)),
                 "wer_low": 1.0,
                 "wer_high": 30.0,
@@ -160,6 +163,7 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "insertions": "0",
         "looping": "0",
         "looping_ids": "",
+        "measure": "wer",
         "wer": "20.0",
         "wer_low": "1.0",
         "wer_high": "30.0",
@@ -201,6 +205,13 @@ def test_a_dropped_variant_disappears(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(json.loads(Path("reports/metrics.json").read_text())) == ["fp32", "candidate"]
 
 
+def word_errors(
+    wrong: dict[str, list[int]], words: list[int], speakers: Sequence[str | None], resamples: int = 2000
+) -> dict[str, compare.Row]:
+    """Return the differences of WER."""
+    return compare.differences("wer", wrong, 1, words, speakers, resamples, seed=0)
+
+
 @pytest.mark.parametrize(
     ("wrong", "verdict"),
     [
@@ -212,7 +223,7 @@ def test_a_dropped_variant_disappears(tmp_path: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_verdicts(wrong: list[int], verdict: str) -> None:
-    result = compare.differences({"fp32": [1] * 10, "other": wrong}, [10] * 10, [None] * 10, resamples=1000, seed=0)
+    result = word_errors({"fp32": [1] * 10, "other": wrong}, [10] * 10, [None] * 10)
     assert result["fp32"]["verdict"] == "baseline"
     assert result["other"]["verdict"] == verdict
     assert result["other"]["wer_delta"] == pytest.approx(sum(wrong) - 10)
@@ -221,8 +232,8 @@ def test_verdicts(wrong: list[int], verdict: str) -> None:
 def test_the_more_variants_the_stronger_must_the_evidence_be() -> None:
     # 14 of 20 utterances get worse and 4 get better: p is about 0.015.
     wrong, words, speakers = [2] * 14 + [0] * 4 + [1] * 2, [10] * 20, [None] * 20
-    few = compare.differences({"fp32": [1] * 20, "a": wrong}, words, speakers, 2000, 0)
-    many = compare.differences({"fp32": [1] * 20, **{f"v{i}": wrong for i in range(18)}}, words, speakers, 2000, 0)
+    few = word_errors({"fp32": [1] * 20, "a": wrong}, words, speakers)
+    many = word_errors({"fp32": [1] * 20, **{f"v{i}": wrong for i in range(18)}}, words, speakers)
     assert few["a"]["verdict"] == "worse"
     assert {row["p_value"] for name, row in many.items() if name != "fp32"} == {few["a"]["p_value"]}
     assert {row["verdict"] for name, row in many.items()} == {"baseline", "no significant difference"}
@@ -231,7 +242,7 @@ def test_the_more_variants_the_stronger_must_the_evidence_be() -> None:
 
 def test_identical_transcripts_differ_by_exactly_nothing() -> None:
     wrong, words, speakers = [0, 3, 1, 7, 0], [5, 9, 11, 8, 2], ["a", "b", "a", "c", "b"]
-    assert compare.differences({"fp32": wrong, "same": wrong}, words, speakers, resamples=1000, seed=0)["same"] == {
+    assert word_errors({"fp32": wrong, "same": wrong}, words, speakers)["same"] == {
         "wer_delta": 0.0,
         "wer_delta_low": 0.0,
         "wer_delta_high": 0.0,
@@ -253,7 +264,7 @@ def test_ten_speakers_lead() -> None:
     # is clear, as 20 of 200 do; but they are one speaker of ten.
     wrong, words = [1] * 20 + [0] * 180, [10] * 200
     speakers = [f"s{n // 20}" for n in range(200)]
-    row = compare.differences({"fp32": [0] * 200, "a": wrong}, words, speakers, 10_000, 0)["a"]
+    row = word_errors({"fp32": [0] * 200, "a": wrong}, words, speakers, 10_000)["a"]
     assert row["wer_delta"] == 1.0
     assert row["p_value_utterance"] < 0.0001
     # The standard error over ten speakers is sqrt(0.1 x 0.9 / 10) x sqrt(10 / 9) x 10 points = 1; t is then 1, and
@@ -270,9 +281,92 @@ def test_ten_speakers_lead() -> None:
 
 def test_nine_speakers_do_not_lead() -> None:
     wrong, words, speakers = [1] * 20 + [0] * 160, [10] * 180, [f"s{n // 20}" for n in range(180)]
-    row = compare.differences({"fp32": [0] * 180, "a": wrong}, words, speakers, 1000, 0)["a"]
+    row = word_errors({"fp32": [0] * 180, "a": wrong}, words, speakers)["a"]
     assert row["p_value"] == row["p_value_utterance"] < row["p_value_speaker"]
     assert row["verdict"] == "worse"
+
+
+def silent(*inserted: int) -> compare.Json:
+    """Return the scores of a split `silence`, of 6 s for each number of inserted words, as score writes them."""
+    lines = [
+        {
+            "id": f"hiss-{n}",
+            "split": "silence",
+            "speaker": "hiss",
+            "duration": 6.0,
+            "text": "",
+            "pred_text": "a " * words,
+        }
+        for n, words in enumerate(inserted)
+    ]
+    utterances = score.score(lines, str)
+    splits = {"silence": score.summarize(utterances, resamples=1000, seed=0)}
+    return {"splits": splits, "utterances": [dataclasses.asdict(utterance) for utterance in utterances]}
+
+
+def table(**scores: compare.Json) -> dict[tuple[str, str], compare.Row]:
+    """Return the rows of results.csv by variant and split."""
+    sizes = {name: timings(100, backend="hqq") for name in scores}
+    return {(row["variant"], row["split"]): row for row in compare.rows(scores, sizes, resamples=1000, seed=0)}
+
+
+def test_where_nothing_is_said_inserted_words_per_minute_are_compared() -> None:
+    # A minute in ten utterances: two words of fp32, and one more in each utterance.
+    rows = table(fp32=silent(1, 1, *[0] * 8), a=silent(2, 2, *[1] * 8))
+    row = rows["a", "silence"]
+    assert (row["insertions_per_minute"], rows["fp32", "silence"]["insertions_per_minute"]) == (12.0, 2.0)
+    bounds = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
+    assert bounds == pytest.approx([10.0] * 3)
+    assert row["p_value"] == 2 / 2**10  # all ten utterances agree
+    assert row["verdict"] == "worse"
+    assert row["smallest_detectable"] == 1.0  # one word in this minute, as the difference does not vary
+    assert (row["mapsswe_z"], row["mapsswe_p"], row["wer"]) == (None, None, None)
+    assert [name for name in row if name.startswith("wer_delta")] == []
+
+
+def test_differences_of_insertions_have_the_interval_of_their_mean() -> None:
+    # Five of ten utterances of 6 s get a word: 10 a minute and 0, so 5 with a standard error of 1.6667; t is 2.2622.
+    row = table(fp32=silent(*[0] * 10), a=silent(*[1, 0] * 5))["a", "silence"]
+    bounds = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
+    assert bounds == pytest.approx([5.0, 5 - 3.770, 5 + 3.770], rel=0.1)
+    assert row["smallest_detectable"] == pytest.approx((2.2622 + 0.8834) * 1.6667, rel=0.05)
+
+
+@pytest.mark.parametrize("inserted", [[0, 0, 0], [0, 30, 2]])
+def test_the_same_words_written_in_silence_differ_by_exactly_nothing(inserted: list[int]) -> None:
+    row = table(fp32=silent(*inserted), same=silent(*inserted))["same", "silence"]
+    deltas = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
+    assert deltas == [0.0, 0.0, 0.0]
+    assert (row["p_value"], row["p_holm"], row["verdict"]) == (1.0, 1.0, "no significant difference")
+    assert row["smallest_detectable"] == pytest.approx(60 / 18)  # one word
+
+
+def test_metrics_hold_the_measure_of_each_split() -> None:
+    def both(wrong: list[int], inserted: list[int]) -> compare.Json:
+        spoken, silence = scores(*wrong), silent(*inserted)
+        utterances = spoken["utterances"] + silence["utterances"]
+        return {"splits": spoken["splits"] | silence["splits"], "utterances": utterances}
+
+    rows = table(fp32=both([1, 1], [0, 0]), a=both([2, 2], [0, 0])).values()
+    metrics = compare.metrics(list(rows))["a"]
+    assert metrics["clean"] == {
+        "wer": 20.0,
+        "wer_low": 1.0,
+        "wer_high": 30.0,
+        "wer_delta": 10.0,
+        "wer_delta_low": 10.0,
+        "wer_delta_high": 10.0,
+    }
+    assert metrics["silence"] == {
+        "insertions_per_minute": 0.0,
+        "insertions_per_minute_low": 0.0,
+        "insertions_per_minute_high": 0.0,
+        "insertions_per_minute_delta": 0.0,
+        "insertions_per_minute_delta_low": 0.0,
+        "insertions_per_minute_delta_high": 0.0,
+    }
+    *_, clean, silence = csv.DictReader(compare.to_csv(list(rows)).splitlines())
+    assert (clean["insertions_per_minute_delta"], silence["wer_delta"], silence["wer"]) == ("", "", "")
 
 
 def test_many_loops_are_counted_rather_than_named() -> None:

@@ -90,18 +90,25 @@ def test_rows_that_end_early_leave_the_others_alone() -> None:
     lines = [[3], [4, 5, 6, 7, 8, 3], [], [5, 5, 5], [7, 8], [8, 7, 6, 5]]
     script = Script(lines)
     assert greedy(script) == lines
-    # Ended rows go when half of the rows have ended: they are computed for nothing until then.
+    # Whoever ends leaves at once, and the last rows take the empty places.
     assert script.steps == [
         [0, 1, 2, 3, 4, 5],
-        [0, 1, 2, 3, 4, 5],
-        [0, 1, 2, 3, 4, 5],
-        [1, 3, 5],
-        [1, 3, 5],
+        [0, 1, 5, 3, 4],
+        [4, 1, 5, 3],
+        [3, 1, 5],
+        [5, 1],
         [1],
         [1],
     ]
     assert script.fed[0] == [[10, 11]] * 6
-    assert script.fed[3:] == [[[6], [5], [6]], [[7], [9], [5]], [[8]], [[3]]]
+    assert script.fed[1:] == [
+        [[3], [4], [8], [5], [7]],
+        [[8], [5], [7], [5]],
+        [[5], [6], [6]],
+        [[5], [7]],
+        [[8]],
+        [[3]],
+    ]
 
 
 def test_one_row_is_decoded_as_in_a_batch() -> None:

@@ -58,7 +58,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"model": "tiny_en"}, "unknown model 'tiny_en' (did you mean 'tiny-en'?)"),
         ({"model": "large"}, "unknown model 'large' (known: base, small, tiny-en)"),
         ({"corpus": "libri"}, "unknown corpus 'libri' (did you mean 'librispeech'?)"),
-        ({"calibration__corpus": "x"}, "calibration: unknown corpus 'x' (known: librispeech, sample, subset)"),
+        ({"calibration__corpus": "x"}, "calibration: unknown corpus 'x' (known: librispeech, sample, silence, subset)"),
         ({"backend": "quantoo"}, "candidate: unknown backend 'quantoo' (did you mean 'quanto'?)"),
         ({"backend": "x"}, f"candidate: unknown backend 'x' (known: {BACKENDS})"),
         ({"device": "gpu"}, "device is 'gpu', but it must be auto, cpu, cuda or cuda:N"),
@@ -118,6 +118,13 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         (
             {"corpora__sample__limit": 0},
             "corpus 'sample': limit is 0; give a number of utterances, or null for all",
+        ),
+        ({"corpora__silence__limit": None}, "corpus 'silence': source 'generated' needs the key 'limit'"),
+        ({"corpora__silence__seed": -1}, "corpus 'silence': seed is -1, but at least 0 is needed"),
+        (
+            {"calibration__corpus": "silence"},
+            "calibration: corpus 'silence' is generated, and activation ranges learned without speech would not hold "
+            "for it; calibrate on a corpus of speech",
         ),
         ({"corpora__librispeech__url": None}, "corpus 'librispeech': source 'openslr' needs the key 'url'"),
         (

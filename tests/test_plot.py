@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import compare, plot
+from pipeline import plot
 from pipeline.table import Result
+from tests.conftest import results_csv
 
 
 def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-clean", backend: str = "hqq") -> Result:
@@ -19,15 +20,18 @@ def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-
         utterances=2620,
         speakers=40,
         words=52576,
+        minutes=324.2,
         looping=0,
         size_mb=size_mb,
         size_reduction=0.0,
-        wer=wer,
-        wer_low=max(0.0, wer - 0.5),
-        wer_high=wer + 0.5,
-        wer_delta=delta,
-        wer_delta_low=delta - 0.5,
-        wer_delta_high=delta + 0.5,
+        wer_without_loops=wer,
+        measure="wer",
+        rate=wer,
+        rate_low=max(0.0, wer - 0.5),
+        rate_high=wer + 0.5,
+        delta=delta,
+        delta_low=delta - 0.5,
+        delta_high=delta + 0.5,
         interval_unit="speaker",
         smallest_detectable=None if variant == "fp32" else 0.7,
         verdict="baseline" if variant == "fp32" else "worse" if delta > 0.5 else "no significant difference",
@@ -58,6 +62,35 @@ STUDY = [
 def test_the_axis_ends_where_the_useful_variants_do(rates: list[float], end: float) -> None:
     baseline, *others = rates
     assert plot.limit([result("fp32", baseline), *(result(f"v{rate}", rate) for rate in others)]) == end
+
+
+def silent(variant: str, rate: float) -> Result:
+    """Return a result on ten minutes in which nothing is said."""
+    return dataclasses.replace(
+        result(variant, rate, split="silence"),
+        utterances=36,
+        words=0,
+        minutes=10.0,
+        wer_without_loops=None,
+        measure="insertions_per_minute",
+        interval_unit="utterance",
+    )
+
+
+def quiet(variant: str) -> Result:
+    """Return a result of a variant that writes nothing, as fp32 does."""
+    return dataclasses.replace(
+        silent(variant, 0.0),
+        rate_high=0.0,
+        delta=0.0,
+        delta_low=0.0,
+        delta_high=0.0,
+        verdict="baseline" if variant == "fp32" else "no significant difference",
+    )
+
+
+def test_an_axis_of_zeros_ends_at_one() -> None:
+    assert plot.limit([quiet("fp32"), quiet("candidate")]) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -120,10 +153,28 @@ def test_figures_say_what_the_intervals_are_by() -> None:
         assert f"95 % interval of the difference to fp32, by {units}" in notes
 
 
+def test_figures_of_a_split_without_words_are_in_words_per_minute() -> None:
+    results = [silent("fp32", 4.0), silent("hqq-int2", 171.0), silent("candidate", 4.2)]
+    scatter, bars = plot.wer_vs_size(results), plot.differences(results)
+    assert scatter.axes[0].get_title() == "silence: 36 recordings without speech, 10.0 minutes"
+    assert scatter.axes[0].get_ylabel() == "inserted words per minute, with its 95 % interval by utterance"
+    assert "hqq-int2 (171/min)" in [text.get_text() for text in scatter.axes[0].texts]
+    assert "best insertion rate at its size (Pareto front)" in [text.get_text() for text in scatter.legends[0].texts]
+    assert bars.axes[0].get_xlabel() == "inserted words per minute"
+
+
+def test_figures_of_both_kinds_of_splits_name_both_rates() -> None:
+    mixed = [*STUDY, *(silent(each.variant, each.rate) for each in STUDY)]
+    scatter, bars = plot.wer_vs_size(mixed), plot.differences(mixed)
+    assert [axes.get_xlabel() for axes in bars.axes] == ["word error rate, %", "inserted words per minute"]
+    names = [text.get_text() for text in scatter.legends[0].texts]
+    assert "best WER or insertion rate at its size (Pareto front)" in names
+
+
 def draw(folder: Path, results: Sequence[Result], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the digests of both figures, after checking that they are PNG files of some content."""
     (folder / "reports").mkdir(parents=True)
-    (folder / "reports/results.csv").write_text(compare.to_csv([dataclasses.asdict(result) for result in results]))
+    (folder / "reports/results.csv").write_text(results_csv(*results))
     monkeypatch.chdir(folder)
     plot.main()
     pictures = [Path(f"reports/figures/{name}.png").read_bytes() for name in ("wer_vs_size", "wer")]
@@ -145,6 +196,8 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest
         [result("fp32", 0.0)],
         [result("fp32", 4.0, 151.0), result("candidate", 4.0, 151.0)],
         [result("fp32", 4.0, 151.0), result("candidate", 1500.0, 90.0)],
+        [quiet("fp32"), quiet("candidate")],
+        [*STUDY, *(silent(each.variant, each.rate) for each in STUDY)],
     ],
 )
 def test_any_study_can_be_drawn(results: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def test_counts(reference: str, hypothesis: str, alignment: str, character_error
         id="a-1",
         split="test-clean",
         speaker="a",
+        duration=1.0,
         hits=alignment.count("="),
         substitutions=alignment.count("S"),
         deletions=alignment.count("D"),
@@ -102,6 +103,7 @@ def test_summary_of_utterances_that_all_have_the_same_rate() -> None:
     assert score.summarize(score.score(lines, str), resamples=200, seed=0) == {
         "utterances": 2,
         "speakers": 1,
+        "minutes": 2 / 60,
         "words": 15,
         "hits": 12,
         "substitutions": 1,
@@ -110,6 +112,7 @@ def test_summary_of_utterances_that_all_have_the_same_rate() -> None:
         "characters": 30,
         "character_errors": 6,
         "wrong_utterances": 2,
+        "measure": "wer",
         "interval_unit": "utterance",
         "wer": 20.0,
         "wer_low": 20.0,
@@ -120,6 +123,9 @@ def test_summary_of_utterances_that_all_have_the_same_rate() -> None:
         "uer": 100.0,
         "uer_low": 100.0,
         "uer_high": 100.0,
+        "insertions_per_minute": 0.0,
+        "insertions_per_minute_low": 0.0,
+        "insertions_per_minute_high": 0.0,
         "wer_low_utterance": 20.0,
         "wer_high_utterance": 20.0,
         "wer_low_speaker": None,
@@ -158,9 +164,64 @@ def test_loops_are_named_and_left_out_for_comparison() -> None:
     assert score.summarize([loop], resamples=100, seed=0)["wer_without_loops"] is None
 
 
-def test_summary_refuses_a_split_without_words() -> None:
-    with pytest.raises(UserError, match="split 'test-clean' has no words in its references"):
-        score.summarize(score.score([line("", "thank you")], str), resamples=100, seed=0)
+def silence(*pred_texts: str, seconds: float = 6.0, speakers: int = 1) -> list[score.Scored]:
+    """Return the scores of utterances in which nothing is said, of so many kinds in turn."""
+    lines = [
+        line("", text, f"{n:02}", "silence") | {"duration": seconds, "speaker": f"s{n % speakers}"}
+        for n, text in enumerate(pred_texts)
+    ]
+    return score.score(lines, str)
+
+
+def test_where_nothing_is_said_inserted_words_per_minute_lead() -> None:
+    # Of ten utterances of 6 s, five have a word: 5 in a minute. Their rates are 10 a minute and 0, so the standard
+    # error is 5 / sqrt(10) x sqrt(10 / 9) = 1.6667; t is 2.2622 with 9 degrees of freedom: a factor of exp(0.7541).
+    summary = score.summarize(silence(*["you", ""] * 5), resamples=20_000, seed=0)
+    assert (summary["measure"], summary["interval_unit"]) == ("insertions_per_minute", "utterance")
+    assert (summary["words"], summary["insertions"], summary["minutes"]) == (0, 5, 1.0)
+    assert summary["insertions_per_minute"] == 5.0
+    bounds = (summary["insertions_per_minute_low"], summary["insertions_per_minute_high"])
+    assert bounds == pytest.approx((2.352, 10.63), rel=0.02)
+    assert bounds == (
+        summary["insertions_per_minute_low_utterance"],
+        summary["insertions_per_minute_high_utterance"],
+    )
+    assert summary["insertions_per_minute_low_speaker"] is None
+    assert (summary["uer"], summary["wrong_utterances"]) == (50.0, 5)
+    of_words = ("wer", "wer_low", "wer_high", "cer", "cer_low", "cer_high", "wer_without_loops")
+    assert [summary[name] for name in of_words] == [None] * 7
+
+
+def test_long_recordings_count_for_more_than_short_ones() -> None:
+    half_a_minute, long = silence("a b c", seconds=30.0), silence("a", seconds=90.0)
+    summary = score.summarize(half_a_minute + long, resamples=100, seed=0)
+    assert (summary["minutes"], summary["insertions_per_minute"]) == (2.0, 2.0)
+
+
+def test_intervals_of_insertions_are_by_kind_of_sound_too() -> None:
+    summary = score.summarize(silence(*["you", ""] * 4, speakers=2), resamples=1000, seed=0)
+    assert summary["insertions_per_minute_low_speaker"] < summary["insertions_per_minute_low_utterance"]
+
+
+def test_a_model_that_writes_nothing_in_silence_has_a_rate_of_nothing() -> None:
+    summary = score.summarize(silence("", "", "", speakers=3), resamples=100, seed=0)
+    rates = [summary[f"insertions_per_minute{end}"] for end in ("", "_low", "_high", "_low_speaker", "_high_speaker")]
+    assert rates == [0.0] * 5
+    assert (summary["uer"], summary["uer_high"], summary["looping"]) == (0.0, 0.0, 0)
+
+
+def test_insertions_among_words_are_told_too_but_do_not_lead() -> None:
+    lines = [line("a b", "a b c", "1") | {"duration": 15.0}, line("", "d", "2") | {"duration": 15.0}]
+    summary = score.summarize(score.score(lines, str), resamples=100, seed=0)
+    assert (summary["measure"], summary["wer"], summary["insertions_per_minute"]) == ("wer", 100.0, 4.0)
+    assert summary["insertions_per_minute_low"] == summary["insertions_per_minute_high"] == 4.0  # 1 in 15 s, twice
+
+
+def test_a_split_is_described_by_its_measure() -> None:
+    spoken = score.summarize(score.score([line("a b", "a x")], str), resamples=100, seed=0)
+    assert score.described(spoken) == "WER 50.00 % [50.00, 50.00] by utterance, of 2 words"
+    silent = score.summarize(silence("you", "you", seconds=30.0), resamples=100, seed=0)
+    assert score.described(silent) == "2.00 inserted words per minute [2.00, 2.00] by utterance, in 1.0 minutes"
 
 
 @pytest.mark.parametrize(
@@ -168,9 +229,14 @@ def test_summary_refuses_a_split_without_words() -> None:
     [
         (None, "fp32.jsonl is not here; run 'python -m pipeline.transcribe fp32' first"),
         ("", "fp32.jsonl holds no transcripts; run 'python -m pipeline.transcribe fp32' first"),
-        ('{"id": "a"}\n', "fp32.jsonl, line 1: an object with the texts split, id, text and pred_text is needed; run"),
+        (
+            '{"id": "a"}\n',
+            "fp32.jsonl, line 1: an object with the texts split, id, text and pred_text and the number "
+            "duration is needed; run 'python -m pipeline.transcribe fp32' first",
+        ),
         (json.dumps(line("a", "a")) + "\n{", "fp32.jsonl, line 2: an object with"),
         ("[]\n", "fp32.jsonl, line 1: an object with"),
+        (json.dumps(line("a", "a") | {"duration": "1 s"}), "fp32.jsonl, line 1: an object with"),
     ],
 )
 def test_a_broken_transcript_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -202,6 +268,7 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
             "test-clean": {
                 "utterances": 1,
                 "speakers": 1,
+                "minutes": 1 / 60,
                 "words": 2,
                 "hits": 1,
                 "substitutions": 1,
@@ -210,6 +277,7 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
                 "characters": 7,
                 "character_errors": 3,
                 "wrong_utterances": 1,
+                "measure": "wer",
                 "interval_unit": "utterance",
                 "wer": 50.0,
                 "wer_low": 50.0,
@@ -220,6 +288,9 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
                 "uer": 100.0,
                 "uer_low": 100.0,
                 "uer_high": 100.0,
+                "insertions_per_minute": 0.0,
+                "insertions_per_minute_low": 0.0,
+                "insertions_per_minute_high": 0.0,
                 "wer_low_utterance": 50.0,
                 "wer_high_utterance": 50.0,
                 "wer_low_speaker": None,
@@ -234,6 +305,7 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
                 "id": "a-1",
                 "split": "test-clean",
                 "speaker": "a",
+                "duration": 1.0,
                 "hits": 1,
                 "substitutions": 1,
                 "deletions": 0,

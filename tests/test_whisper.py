@@ -61,8 +61,8 @@ def test_a_row_goes_on_without_the_others(baseline: Path) -> None:
         caches = model.caches(toy.features(), 7)
         model.next_logits(TOKENS[:, :3], caches)
         for own, audio in caches:
-            own.select(torch.tensor([1]))
-            audio.select(torch.tensor([1]))
+            own.drop([0], [1], 1)
+            audio.drop([0], [1], 1)
         step = model.next_logits(TOKENS[1:, 3:4], caches)
     torch.testing.assert_close(step, whole[1:, 3], rtol=1e-5, atol=1e-5)
 

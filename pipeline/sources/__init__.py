@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.params import Corpus
-from pipeline.sources import directory, layouts, openslr, package
+from pipeline.sources import directory, generated, layouts, openslr, package
 
 RAW = Path("data/raw")
 
@@ -16,6 +16,8 @@ def download(name: str, corpus: Corpus, splits: list[str]) -> None:
         package.download(f"corpus {name!r}", corpus.files, folder)
     elif corpus.source == "openslr":
         openslr.download(name, corpus, splits, folder)
+    elif corpus.source == "generated":
+        generated.download(name, corpus, splits, folder)
     else:
         directory.download(name, corpus, splits, folder)
 

@@ -4,8 +4,13 @@ import hashlib
 import io
 import wave
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RATE = 16_000
 """Samples a second; what Whisper hears."""
@@ -17,6 +22,15 @@ class Audio:
 
     flac: bytes
     samples: int
+
+
+def encode(samples: "NDArray[np.int16]") -> bytes:
+    """Return the FLAC bytes of a vector of samples, RATE a second."""
+    import soundfile
+
+    flac = io.BytesIO()
+    soundfile.write(flac, samples, RATE, format="FLAC", subtype="PCM_16")
+    return flac.getvalue()
 
 
 def check(name: str, data: bytes) -> Audio:
@@ -40,9 +54,7 @@ def check(name: str, data: bytes) -> Audio:
     if len(samples) < announced:
         raise UserError(f"{name}: the audio is cut short, {len(samples):,} of {announced:,} samples are there")
     if kind == "WAV":
-        flac = io.BytesIO()
-        soundfile.write(flac, samples, RATE, format="FLAC", subtype="PCM_16")
-        return Audio(flac.getvalue(), len(samples))
+        return Audio(encode(samples), len(samples))
     # libsndfile skips the MD5 of the samples in a FLAC header, bytes 26 to 41 (all zero: the encoder left it out).
     digest = hashlib.md5(samples.tobytes(), usedforsecurity=False).digest()
     if data.startswith(b"fLaC") and subtype == "PCM_16" and any(data[26:42]) and data[26:42] != digest:

@@ -1,11 +1,12 @@
 """A LibriSpeech tree that is already on this machine: each split becomes one tar, the same bytes on every run."""
 
-import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import UserError, suggestion
 from pipeline.params import Corpus
+from pipeline.sources import layouts
 
 
 def download(name: str, corpus: Corpus, splits: list[str], folder: Path) -> None:
@@ -18,11 +19,11 @@ def download(name: str, corpus: Corpus, splits: list[str], folder: Path) -> None
             there = [path.name for path in root.iterdir() if path.is_dir()]
             raise UserError(f"corpus {name!r}: {root} has no split {split!r}{suggestion(split, there)}")
         with files.aside(folder / f"{split}.tar") as partial:
-            pack(root, split, partial)
+            layouts.pack(partial, members(root, split))
 
 
-def pack(root: Path, split: str, target: Path) -> None:
-    """Write the audio and transcripts of `root/split` to an uncompressed tar without times, owners or modes.
+def members(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the audio and transcripts of `root/split`, in order.
 
     Raises UserError for a link that leads out of `root`: what is scored would depend on files outside the corpus.
     """
@@ -30,11 +31,7 @@ def pack(root: Path, split: str, target: Path) -> None:
 
     inside = root.resolve()
     paths = [path for path in (root / split).glob("*/*/*") if path.name.endswith((".flac", ".trans.txt"))]
-    with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
-        for path in tqdm(sorted(paths), desc=f"{split}.tar", unit=" files", mininterval=0.5, disable=None):
-            if not path.resolve().is_relative_to(inside):
-                raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; copy the file there instead")
-            member = tarfile.TarInfo(path.relative_to(root).as_posix())
-            member.size = path.stat().st_size
-            with path.open("rb") as file:
-                tar.addfile(member, file)
+    for path in tqdm(sorted(paths), desc=f"{split}.tar", unit=" files", mininterval=0.5, disable=None):
+        if not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; copy the file there instead")
+        yield path.relative_to(root).as_posix(), path.read_bytes()

@@ -1,13 +1,14 @@
-"""Read speech archives as a stream: which utterances there are, and the bytes of the chosen ones.
+"""Speech archives as streams: pack them, list which utterances there are, read the bytes of the chosen ones.
 
 Nothing is extracted to the disk, so no member's name can lead anywhere.
 """
 
+import io
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,15 @@ class Recording:
     text: str | None
     member: str
     """Name of its audio in the archive."""
+
+
+def pack(target: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write files, as names and bytes, to an uncompressed tar without times, owners or modes."""
+    with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def members(archives: list[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
