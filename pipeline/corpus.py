@@ -1,10 +1,11 @@
 """Read prepared speech: Parquet shards of FLAC audio, transcripts and ids, one utterance in memory at a time."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 
@@ -53,8 +54,7 @@ def read_shard(shard: Path) -> Iterator[Utterance]:
         with pyarrow.parquet.ParquetFile(shard) as file:
             for batch in file.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
-                    audio = row.pop("audio")
-                    yield Utterance(**row, flac=audio["bytes"])
+                    yield _utterance(row)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{shard} cannot be read ({error}); run 'python -m pipeline.prepare' again") from None
 
@@ -63,6 +63,37 @@ def read(folder: Path) -> Iterator[Utterance]:
     """Yield the utterances of `folder`, sorted by split and id."""
     for shard in shards(folder):
         yield from read_shard(shard)
+
+
+def some(folder: Path, number: int) -> list[Utterance]:
+    """Return up to `number` utterances of `folder`, drawn at random, but the same ones each time.
+
+    Reads the audio of the row groups that hold them, and no other.
+    """
+    import pyarrow.parquet
+
+    ids = {shard: pyarrow.parquet.read_table(shard, columns=["id"])["id"].to_pylist() for shard in shards(folder)}
+    drawn = sorted(
+        ((shard, utterance) for shard, listed in ids.items() for utterance in listed),
+        key=lambda place: hashlib.sha256(place[1].encode()).digest(),
+    )[:number]
+    found: dict[tuple[Path, str], Utterance] = {}
+    for shard in ids:
+        wanted = {utterance for of, utterance in drawn if of == shard}
+        with pyarrow.parquet.ParquetFile(shard) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                if wanted.intersection(ids[shard][start:end]):
+                    rows = file.read_row_group(group).to_pylist()
+                    found |= {(shard, row["id"]): _utterance(row) for row in rows if row["id"] in wanted}
+                start = end
+    return [found[place] for place in drawn]
+
+
+def _utterance(row: dict[str, Any]) -> Utterance:
+    audio = row.pop("audio")
+    return Utterance(**row, flac=audio["bytes"])
 
 
 def count(folder: Path) -> int:

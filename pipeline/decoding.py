@@ -28,8 +28,11 @@ class Vocabulary:
     """Tokens that may not come first: a blank, the end."""
 
     @classmethod
-    def read(cls, folder: Path, language: str, task: str) -> "Vocabulary":
+    def read(cls, folder: Path, language: str, task: str, suppress_non_speech: bool = True) -> "Vocabulary":
         """Read tokenizer.json and generation_config.json of a checkpoint.
+
+        The latter lists what Whisper suppresses: special tokens, always, and tokens that are no speech, such as "(" or
+        "♪♪", unless told otherwise (openai/whisper, tokenizer.py, `non_speech_tokens`).
 
         Raises UserError when the model does not know the language or the task.
         """
@@ -53,7 +56,9 @@ class Vocabulary:
             tokenizer=tokenizer,
             prompt=ids[:-1],
             end=ids[-1],
-            suppressed=config.get("suppress_tokens") or [],
+            suppressed=[
+                token for token in config.get("suppress_tokens") or [] if suppress_non_speech or token >= ids[-1]
+            ],
             suppressed_first=config.get("begin_suppress_tokens") or [],
         )
 
@@ -71,11 +76,23 @@ def batches(utterances: Iterable[Utterance], size: int) -> Iterator[list[Utteran
 
 def texts(model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int) -> list[str]:
     """Return each utterance's text; one beyond 30 s is decoded in windows, whose texts are joined."""
+    return [joined(windows, vocabulary) for windows in tokens(model, batch, vocabulary, max_new_tokens)]
+
+
+def tokens(
+    model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int
+) -> list[list[list[int]]]:
+    """Return the tokens of each utterance's windows of at most 30 s."""
     pieces = [audio.windows(corpus.samples(utterance)) for utterance in batch]
     flat = [window for windows in pieces for window in windows]
     features = audio.log_mel(flat, model.config.num_mel_bins).to(model.device)
-    tokens = iter(greedy(model, features, vocabulary, max_new_tokens))
-    return [" ".join(vocabulary.text(next(tokens)).strip() for _ in windows) for windows in pieces]
+    rows = iter(greedy(model, features, vocabulary, max_new_tokens))
+    return [[next(rows) for _ in windows] for windows in pieces]
+
+
+def joined(windows: Iterable[Sequence[int]], vocabulary: Vocabulary) -> str:
+    """Return the text of an utterance from the tokens of its windows."""
+    return " ".join(vocabulary.text(window).strip() for window in windows)
 
 
 def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:

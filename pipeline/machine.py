@@ -44,15 +44,23 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def peak_memory(device: str) -> dict[str, float | None]:
+    """Return the most memory that this process has held so far, resident and on the GPU, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    on_gpu = None
+    if device != "cpu":
+        import torch
+
+        on_gpu = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return {"peak_rss_mb": round(peak / 1e6, 1), "peak_gpu_mb": on_gpu}
+
+
 def describe(device: str) -> dict[str, Any]:
-    """Return peak memory in MB (10^6 bytes), threads, the processor's name and the libraries' versions."""
+    """Return threads, the processor's or GPU's name and the libraries' versions."""
     import torch
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     gpu = device != "cpu"
     return {
-        "peak_rss_mb": round(peak / 1e6, 1),
-        "peak_gpu_mb": round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if gpu else None,
         "threads": torch.get_num_threads(),
         "machine": torch.cuda.get_device_name(device) if gpu else _processor(),
         "versions": {"python": platform.python_version()}

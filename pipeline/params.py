@@ -80,7 +80,20 @@ class Decoding:
     task: Literal["transcribe", "translate"] = "transcribe"
     batch_size: int = 16
     max_new_tokens: int = 444
+    suppress_non_speech: bool = True
+    """Never write what Whisper's vocabulary holds for sounds that are no speech, such as "(" or "♪♪"."""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How the time from an utterance to its text is measured, one utterance at a time."""
+
+    utterances: int = 20
+    seconds: int = 60
+    """No utterance is begun after so long: a variant that loops takes minutes for twenty."""
+    threads: int = 2
+    """Fixed, so that machines with more cores give figures that compare."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,7 @@ class Params:
     corpora: dict[str, Corpus]
     variants: dict[str, Variant]
     decoding: Decoding
+    latency: Latency
     calibration: Calibration
     scoring: Scoring
 
@@ -148,6 +162,7 @@ def parse(raw: dict[str, Any]) -> Params:
         corpora={name: _corpus(name, entry) for name, entry in _entries("corpora", raw)},
         variants={name: _variant(name, entry) for name, entry in _entries("variants", raw)},
         decoding=_build("decoding", Decoding, raw["decoding"]),
+        latency=_build("latency", Latency, raw["latency"]),
         calibration=_build("calibration", Calibration, raw["calibration"]),
         scoring=_build("scoring", Scoring, raw["scoring"]),
     )
@@ -169,6 +184,9 @@ def parse(raw: dict[str, Any]) -> Params:
     for where, least, number in (
         ("decoding: batch_size", 1, params.decoding.batch_size),
         ("decoding: max_new_tokens", 1, params.decoding.max_new_tokens),
+        ("latency: utterances", 1, params.latency.utterances),
+        ("latency: seconds", 1, params.latency.seconds),
+        ("latency: threads", 1, params.latency.threads),
         ("calibration: utterances", 1, params.calibration.utterances),
         ("scoring: resamples", 1000, params.scoring.resamples),
         ("decoding: seed", 0, params.decoding.seed),

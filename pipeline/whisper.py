@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -281,6 +282,20 @@ def assign(model: Whisper, tensors: dict[str, Tensor], folder: Path, replaced: S
     if "proj_out.weight" in result.missing_keys:
         model.tie()
     model.requires_grad_(False)
+
+
+def save(tensors: dict[str, Any], folder: Path) -> None:
+    """Write model.safetensors as Transformers does: a head that is tied to the token embedding is not stored."""
+    from safetensors.torch import save_file
+
+    embedding = tensors["model.decoder.embed_tokens.weight"]
+    head = tensors.get("proj_out.weight")
+    tied = isinstance(head, Tensor) and head.data_ptr() == embedding.data_ptr()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items() if not (tied and name == "proj_out.weight")},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def split(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline import corpus, download, prepare
 from pipeline.errors import UserError
+from tests import toy
 from tests.conftest import Project, encode, noise
 
 
@@ -50,3 +51,17 @@ def test_real_speech_comes_through_unchanged(tmp_project: Project, shared_speech
     calibration = list(corpus.read(corpus.CALIBRATION))
     assert len({u.speaker for u in calibration}) == 8
     assert {u.text for u in calibration} == {""}
+
+
+def test_some_utterances_are_the_same_ones_every_time(tmp_path: Path) -> None:
+    for number in range(3):
+        shard = tmp_path / f"test-{number % 2}/{number:05}.parquet"
+        toy.speech(shard, f"test-{number % 2}", {f"{number}-{n:02}": 0.01 for n in range(20)})
+    every = {utterance.id: utterance for utterance in corpus.read(tmp_path)}
+    chosen = corpus.some(tmp_path, 12)
+    assert len({utterance.id for utterance in chosen}) == 12
+    assert all(utterance == every[utterance.id] for utterance in chosen)
+    assert {utterance.id[0] for utterance in chosen} == {"0", "1", "2"}
+    assert corpus.some(tmp_path, 12) == chosen
+    assert corpus.some(tmp_path, 5) == chosen[:5], "a smaller number takes the first of them"
+    assert len(corpus.some(tmp_path, 100)) == 60

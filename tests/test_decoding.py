@@ -194,6 +194,19 @@ def test_tokens_are_those_of_transformers(tiny_en: Path, sample: list[Utterance]
 
 
 @pytest.mark.slow
+def test_special_tokens_stay_suppressed_when_brackets_and_notes_may_be_written(
+    tiny_en: Path, sample: list[Utterance]
+) -> None:
+    usual = Vocabulary.read(tiny_en, "en", "transcribe")
+    free = Vocabulary.read(tiny_en, "en", "transcribe", suppress_non_speech=False)
+    assert {usual.tokenizer.token_to_id(mark) for mark in ("(", '"', "[")} <= set(usual.suppressed)
+    assert free.suppressed == [token for token in usual.suppressed if token >= usual.end] != []
+    sounds = [corpus.samples(utterance) for utterance in sample]
+    found = decoding.greedy(whisper.load(tiny_en), audio.log_mel(sounds, 80), free, 444)
+    assert found == transformers_tokens(tiny_en, sounds, suppress_tokens=free.suppressed)
+
+
+@pytest.mark.slow
 def test_multilingual_tokens_are_those_of_transformers(base: Path, sample: list[Utterance]) -> None:
     sounds = [corpus.samples(utterance) for utterance in sample[1:2]]
     model = whisper.load(base)

@@ -1,5 +1,7 @@
 import platform
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,9 +74,21 @@ def test_what_is_recorded_of_a_machine() -> None:
     assert versions.pop("python") == platform.python_version()
     assert versions.pop("torch").split("+")[0] == torch.__version__.split("+")[0]
     assert set(versions) == {"optimum-quanto", "hqq", "bitsandbytes"}
-    assert 50 < found.pop("peak_rss_mb") < 100_000  # torch alone takes more than 50 MB
     assert found.pop("machine")
-    assert found == {"peak_gpu_mb": None, "threads": torch.get_num_threads()}
+    assert found == {"threads": torch.get_num_threads()}
+
+
+def test_peak_memory_counts_what_is_touched() -> None:
+    before = machine.peak_memory("cpu")
+    assert before["peak_gpu_mb"] is None
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    assert before["peak_rss_mb"] is not None
+    assert before["peak_rss_mb"] >= resident * 0.95
+    more = int(before["peak_rss_mb"] - resident) + 100  # MB, beyond whatever earlier tests needed
+    torch.ones(more, 250_000)
+    after = machine.peak_memory("cpu")["peak_rss_mb"]
+    assert after is not None
+    assert 50 < after - before["peak_rss_mb"] < 200
 
 
 def test_the_cpu_needs_no_waiting_for() -> None:

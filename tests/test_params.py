@@ -140,6 +140,8 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"decoding__batch_size": 0}, "decoding: batch_size is 0, but at least 1 is needed"),
         ({"decoding__max_new_tokens": -1}, "decoding: max_new_tokens is -1, but at least 1 is needed"),
         ({"decoding__beams": 5}, "decoding: unknown key 'beams' (known: DECODING)"),
+        ({"latency__utterances": 0}, "latency: utterances is 0, but at least 1 is needed"),
+        ({"latency__threads": 0}, "latency: threads is 0, but at least 1 is needed"),
         ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be transcribe or translate"),
         ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 1000 is needed"),
         (
@@ -154,9 +156,9 @@ def test_the_first_mistake_is_one_sentence(changes: dict[str, Any], sentence: st
         params.read()
     keys = (
         "activations, backend, bits, calibration, corpora, corpus, decoding, device, double_quant, exclude, format, "
-        "granularity, group_size, include, model, models, scoring, symmetric, variants"
+        "granularity, group_size, include, latency, model, models, scoring, symmetric, variants"
     )
-    decoding = "batch_size, language, max_new_tokens, seed, task"
+    decoding = "batch_size, language, max_new_tokens, seed, suppress_non_speech, task"
     assert str(error.value) == sentence.replace("KEYS", keys).replace("DECODING", decoding)
 
 

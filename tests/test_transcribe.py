@@ -1,5 +1,7 @@
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,18 +58,71 @@ def test_timings_tell_how_they_came_about(project: Project) -> None:
     timings = json.loads((project.root / "reports/timings/hqq-int4.json").read_text())
     manifest = json.loads((project.root / "models/hqq-int4/checkpoint.json").read_text())
     assert list(timings) == [
-        *("device", "batch_size", "audio_s", "load_s", "transcribe_s", "rtfx"),
-        *("peak_rss_mb", "peak_gpu_mb", "threads", "machine", "versions", "checkpoint"),
+        *("device", "batch_size", "audio_s", "load_s", "transcribe_s", "rtfx", "latency"),
+        *("peak_rss_mb", "peak_gpu_mb", "pass_peak_rss_mb", "pass_peak_gpu_mb"),
+        *("threads", "machine", "versions", "checkpoint"),
     ]
     assert (timings["device"], timings["batch_size"], timings["audio_s"]) == ("cpu", 2, 5.25)
     assert timings["load_s"] > 0
     assert timings["rtfx"] == pytest.approx(5.25 / timings["transcribe_s"], rel=0.05)
     assert timings["threads"] == torch.get_num_threads()
+    single = timings["latency"]
+    assert list(single) == ["p50_ms", "p90_ms", "p95_ms", "utterances", "other_texts", "threads"]
+    assert 0 < single["p50_ms"] <= single["p90_ms"] <= single["p95_ms"]
+    assert (single["utterances"], single["other_texts"], single["threads"]) == (5, 0, 2)
+    assert 50 < timings["peak_rss_mb"] <= timings["pass_peak_rss_mb"]
     assert timings["checkpoint"] == {
         "variant": manifest["variant"],
         "calibration": [],
         "bytes": manifest["bytes"],
         "bits_per_weight": manifest["bits_per_weight"],
+    }
+
+
+def test_latency_is_of_single_utterances_in_fixed_threads(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    texts = decoding.texts
+
+    def watched(model: whisper.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[str]:
+        seen.append((len(batch), torch.get_num_threads()))
+        return texts(model, batch, *rest)
+
+    monkeypatch.setattr(decoding, "texts", watched)
+    before = torch.get_num_threads()
+    project.set(latency={"utterances": 3, "seconds": 60, "threads": before + 1})
+    transcribe.main("fp32")
+    assert seen[:4] == [(1, before + 1)] * 4  # one to warm up, and three
+    assert seen[4:] == [(1, before), (2, before), (1, before), (1, before)]  # shard by shard
+    timings = json.loads((project.root / "reports/timings/fp32.json").read_text())
+    assert timings["latency"]["utterances"] == 3
+
+
+def test_a_variant_that_is_slow_is_measured_on_fewer_utterances(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = decoding.texts
+
+    def slow(*arguments: Any) -> list[str]:
+        time.sleep(0.6)
+        return texts(*arguments)
+
+    monkeypatch.setattr(decoding, "texts", slow)
+    project.set(latency={"utterances": 5, "seconds": 1, "threads": 1})
+    transcribe.main("fp32")
+    single = json.loads((project.root / "reports/timings/fp32.json").read_text())["latency"]
+    assert single["utterances"] == 2
+    assert single["p50_ms"] >= 600
+
+
+def test_percentiles_and_texts_that_differ_in_a_batch() -> None:
+    single = [(str(n), "said", n / 10) for n in range(1, 12)]  # 100 ms to 1,100 ms
+    texts = {str(n): "said" for n in range(1, 12)} | {"3": "other"}
+    assert transcribe.summary(single, texts) == {
+        "p50_ms": 600.0,
+        "p90_ms": 1000.0,
+        "p95_ms": 1050.0,
+        "utterances": 11,
+        "other_texts": 1,
     }
 
 

@@ -48,9 +48,9 @@ def supports(variant: Variant) -> Variant:
 
 def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
     """Replace the layers with Linear8bitLt or Linear4bit; moving them to a device quantizes them."""
+    _quiet()
     import torch
 
-    _quiet()
     if "proj_out" in layers:
         raise UserError("bnb: proj_out is tied to the token embedding, which stays in fp32; put it in exclude")
     for name in layers:
@@ -73,10 +73,10 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict, and the quantization config that Transformers looks for in config.json."""
     import torch
-    from safetensors.torch import save_file
 
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    from pipeline import whisper
+
+    whisper.save(model.state_dict(), folder)
     config = json.loads((folder / "config.json").read_text())
     skipped = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
     config["quantization_config"] = {**_config(variant), "llm_int8_skip_modules": skipped}
@@ -85,13 +85,13 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
 
 def load(folder: Path, device: str) -> "Whisper":
     """Rebuild each layer from its quantized weights and their statistics."""
+    _quiet()
     import torch
     from bitsandbytes.nn.modules import Int8Params, Params4bit
     from safetensors.torch import load_file
 
     from pipeline import whisper
 
-    _quiet()
     model = whisper.skeleton(folder)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     tensors = load_file(folder / "model.safetensors", device=device)

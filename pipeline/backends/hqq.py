@@ -7,7 +7,7 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.errors import UserError
@@ -54,17 +54,11 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from hqq.core.quantize import HQQLinear
-    from safetensors.torch import save_file
+
+    from pipeline import whisper
 
     layers = [name for name, module in model.named_modules() if isinstance(module, HQQLinear)]
-    tensors: dict[str, Any] = model.state_dict()
-    if "proj_out" not in layers:
-        del tensors["proj_out.weight"]  # tied, as in Transformers' checkpoints
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    whisper.save(model.state_dict(), folder)
     (folder / _LAYERS).write_text(json.dumps(layers, indent=2))
 
 

@@ -29,11 +29,10 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
 
 
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
-    """Write the weights as Transformers does: the tied head is not stored."""
-    from safetensors.torch import save_file
+    """Write the weights as Transformers does."""
+    from pipeline import whisper
 
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    whisper.save(model.state_dict(), folder)
 
 
 def load(folder: Path, device: str) -> "Whisper":

@@ -69,18 +69,11 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict and the quantization map."""
     from optimum import quanto
-    from safetensors.torch import save_file
 
-    tensors = model.state_dict()
-    quantization_map = quanto.quantization_map(model)
-    if "proj_out" not in quantization_map:
-        del tensors["proj_out.weight"]  # tied, as in Transformers' checkpoints
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    (folder / "quanto_qmap.json").write_text(json.dumps(quantization_map, indent=4))
+    from pipeline import whisper
+
+    whisper.save(model.state_dict(), folder)
+    (folder / "quanto_qmap.json").write_text(json.dumps(quanto.quantization_map(model), indent=4))
 
 
 def load(folder: Path, device: str) -> "Whisper":

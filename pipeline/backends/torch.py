@@ -62,21 +62,19 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
 
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
-    from safetensors.torch import save_file
-    from torch import Tensor
     from torch.ao.nn.quantized.dynamic import Linear
 
+    from pipeline import whisper
+
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-    tensors: dict[str, Tensor] = {
+    tensors: dict[str, Any] = {
         name: tensor
         for name, tensor in model.state_dict().items()
         if not any(name.startswith(f"{layer}.") for layer in layers)
     }
-    if "proj_out" not in layers:
-        del tensors["proj_out.weight"]  # tied, as in Transformers' checkpoints
     for name, module in layers.items():
-        tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in _pack(module).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        tensors |= {f"{name}.{key}": tensor for key, tensor in _pack(module).items()}
+    whisper.save(tensors, folder)
     (folder / _LAYERS).write_text(json.dumps(list(layers), indent=2))
 
 

@@ -1,0 +1,88 @@
+"""Score fp32 under other decoding protocols and normalizers: how much of its error rate is the protocol's doing."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import compare, errors, files, params, score, statistics
+
+TRANSCRIPTS = Path("reports/protocols.jsonl")
+REPORT = Path("reports/protocol.csv")
+
+NORMALIZERS = ("english", "basic")
+"""Whisper's two; without any, LibriSpeech's capitals alone would make every word an error."""
+
+COUNTS = ("utterances", "words", "substitutions", "deletions", "insertions", "looping")
+RATES = ("wer", "wer_without_loops", "insertions_per_minute")
+
+
+def rows(lines: Sequence[dict[str, Any]], settings: params.Params) -> list[dict[str, Any]]:
+    """Return a row per split and protocol: the study's own, then others of decoding, then other normalizers (pure).
+
+    Differences are to the first, by the paired bootstrap; None for the first, and where references hold no words.
+    """
+    scoring = settings.scoring
+    own = settings.decoding.suppress_non_speech, settings.decoding.max_new_tokens
+    decodings = {(line["suppress_non_speech"], line["max_new_tokens"]) for line in lines}
+    tried: list[tuple[tuple[bool, int], str]] = [(own, scoring.normalizer)]
+    tried += [(other, scoring.normalizer) for other in sorted(decodings - {own}, reverse=True)]
+    tried += [(own, name) for name in NORMALIZERS if name != scoring.normalizer]
+    table = []
+    for split in sorted({line["split"] for line in lines}):
+        first: list[score.Scored] = []
+        for (suppress, tokens), normalizer in tried:
+            chosen = [
+                line
+                for line in lines
+                if (line["split"], line["suppress_non_speech"], line["max_new_tokens"]) == (split, suppress, tokens)
+            ]
+            utterances = score.score(chosen, score.normalizer(normalizer))
+            summary = score.summarize(utterances, scoring.resamples, scoring.seed)
+            delta = _difference(first, utterances, scoring) if first and summary["words"] else (None, None, None)
+            first = first or utterances
+            table.append(
+                compare.rounded(
+                    {
+                        "split": split,
+                        "suppress_non_speech": suppress,
+                        "max_new_tokens": tokens,
+                        "normalizer": normalizer,
+                        **{column: summary[column] for column in (*COUNTS, *RATES)},
+                        **dict(zip(("wer_delta", "wer_delta_low", "wer_delta_high"), delta, strict=True)),
+                        "interval_unit": summary["interval_unit"],
+                    }
+                )
+            )
+    return table
+
+
+def _difference(
+    first: Sequence[score.Scored], other: Sequence[score.Scored], scoring: params.Scoring
+) -> tuple[float, float, float]:
+    # A normalizer may split words differently, hence each one's own number of words.
+    wrong, words = (
+        np.array([[getattr(u, kind) for u in each] for each in (first, other)]) for kind in ("errors", "words")
+    )
+    speakers = [utterance.speaker for utterance in first]
+    found = statistics.by_unit(wrong, words, speakers, scoring.resamples, scoring.seed, base=0)
+    difference = found[statistics.headline_unit(speakers)][1]
+    return difference.value, *difference.interval()
+
+
+def main() -> None:
+    """Read reports/protocols.jsonl, write reports/protocol.csv."""
+    table = rows(score.read(TRANSCRIPTS), params.read())
+    files.write_text(REPORT, compare.to_csv(table))
+    for row in table:
+        rate = f"{row['insertions_per_minute']:.2f} words/min" if row["wer"] is None else f"WER {row['wer']:.2f} %"
+        ways = f"{'with' if row['suppress_non_speech'] else 'without'} suppression, {row['max_new_tokens']} tokens"
+        print(f"fp32, {row['split']}: {rate} {ways}, normalizer {row['normalizer']}")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipeline.score_protocols", description=__doc__).parse_args()
+    with errors.stage("score_protocols"):
+        main()

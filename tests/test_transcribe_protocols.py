@@ -1,0 +1,49 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline import corpus, decoding, quantize, transcribe, transcribe_protocols, whisper
+from tests import toy
+from tests.conftest import Project
+
+
+@pytest.fixture
+def project(tmp_project: Project, baseline: Path) -> Project:
+    """Work in a project that has been quantized as fp32, with a study protocol of 6 tokens."""
+    toy.project(tmp_project, baseline)
+    quantize.main("fp32")
+    return tmp_project
+
+
+def test_every_protocol_says_what_a_pass_of_its_own_would_say(project: Project) -> None:
+    transcribe_protocols.main()
+    text = (project.root / "reports/protocols.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert Counter((line["suppress_non_speech"], line["max_new_tokens"]) for line in lines) == {
+        (suppress, limit): 5 for suppress in (True, False) for limit in (6, 225, 444)
+    }
+    keys = [(line["split"], line["id"], line["suppress_non_speech"], line["max_new_tokens"]) for line in lines]
+    assert keys == sorted(keys)
+
+    baseline = project.root / "models/baseline"
+    model = whisper.load(baseline)
+    utterances = {utterance.id: utterance for utterance in corpus.read(corpus.CORPUS)}
+    for suppress in (True, False):
+        vocabulary = decoding.Vocabulary.read(baseline, "en", "transcribe", suppress)
+        for line in lines:
+            if line["suppress_non_speech"] == suppress and line["max_new_tokens"] < 444:
+                utterance = utterances[line["id"]]
+                (alone,) = decoding.texts(model, [utterance], vocabulary, line["max_new_tokens"])
+                assert line["pred_text"] == alone
+                assert (line["text"], line["duration"]) == (utterance.text, utterance.duration)
+
+
+def test_the_studys_own_protocol_is_among_them(project: Project) -> None:
+    transcribe_protocols.main()
+    transcribe.main("fp32")
+    lines = [json.loads(line) for line in (project.root / "reports/protocols.jsonl").read_text().splitlines()]
+    own = [line["pred_text"] for line in lines if (line["suppress_non_speech"], line["max_new_tokens"]) == (True, 6)]
+    transcripts = (project.root / "reports/transcripts/fp32.jsonl").read_text().splitlines()
+    assert own == [json.loads(line)["pred_text"] for line in transcripts]
