@@ -1,4 +1,5 @@
 # make run   set up, run the study, print its table
+# make study NAME=base  set up, keep what it found as studies/base/, to be committed and cited
 # make test  set up, run all tests
 # make lint  set up, check format, style and types
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -6,12 +7,15 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: run test lint
+.PHONY: run study test lint
 
 run: .venv/.installed
 	python -m pipeline.support --check
 	dvc repro
 	@python -m pipeline.table
+
+study: .venv/.installed
+	python -m pipeline.study "$(NAME)"
 
 test: .venv/.installed
 	python -m pytest

@@ -1,50 +1,68 @@
-"""Time our fp32 transcription beside Transformers' `generate` and CTranslate2 (faster-whisper's engine).
+"""Time our fp32 transcription beside Transformers' own pipeline and CTranslate2, which is faster-whisper's engine.
 
-All engines get the same prepared utterances (data/corpus), in the same batches of the same log-mel features, decode
-greedily with the same suppressed tokens, and take turns within one run, so that a drift of the machine's speed hits
-all of them.
-Feature extraction is outside the clock: it is the same code for all. Prints RTFx (seconds of audio a second), its ratio
-to ours, and the utterances whose text differs from ours.
+All engines get the same prepared utterances (data/corpus) as samples, in the same batches, and give text: features and
+tokens are inside the clock. They decode greedily with the same suppressed tokens, and take turns within one run, so
+that a drift of the machine's speed hits all of them. CTranslate2 gets our features, since it has none of its own.
+Prints RTFx (seconds of audio a second), the time as a ratio to ours, and the utterances whose text differs from ours.
 
-Usage: python -m benchmarks.engines [--rounds 3] [--utterances 48] [--batch-size 16]
+Usage: python -m benchmarks.engines [--rounds 3] [--utterances 48] [--batch-size 16] [--out reports/engines.csv]
 Needs `dvc repro download prepare fetch`, and for CTranslate2 a model of `source: package`.
 """
 
 import argparse
+import csv
+import io
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from pipeline import audio, corpus, decoding, fetch, params, whisper
+from pipeline import audio, corpus, decoding, fetch, files, machine, params, whisper
+from pipeline.audio import Samples
 from pipeline.quantize import BASELINE
 
-Engine = Callable[[Tensor], list[list[int]]]
+Engine = Callable[[list[Samples]], list[str]]
 
 
 def ours(vocabulary: decoding.Vocabulary) -> Engine:
-    """Our decoding loop."""
+    """Our features and decoding loop."""
     model = whisper.load(BASELINE)
-    return lambda features: decoding.greedy(model, features, vocabulary, model.config.max_target_positions)
+
+    def run(batch: list[Samples]) -> list[str]:
+        features = audio.log_mel(batch, model.config.num_mel_bins)
+        rows = decoding.greedy(model, features, vocabulary, model.config.max_target_positions)
+        return [vocabulary.text(row).strip() for row in rows]
+
+    return run
 
 
 def transformers(vocabulary: decoding.Vocabulary) -> Engine:
-    """Transformers' `generate`, on the same checkpoint."""
-    from transformers import WhisperForConditionalGeneration
+    """Transformers' pipeline "automatic-speech-recognition", on the same checkpoint."""
+    from transformers import (
+        AutomaticSpeechRecognitionPipeline,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    model = WhisperForConditionalGeneration.from_pretrained(BASELINE).eval()
+    pipe = AutomaticSpeechRecognitionPipeline(
+        model=WhisperForConditionalGeneration.from_pretrained(BASELINE).eval(),
+        tokenizer=WhisperTokenizer.from_pretrained(BASELINE),
+        feature_extractor=WhisperFeatureExtractor.from_pretrained(BASELINE),
+        device=torch.device("cpu"),
+    )
     forced = {} if len(vocabulary.prompt) == 2 else {"language": "en", "task": "transcribe"}
 
-    def run(features: Tensor) -> list[list[int]]:
-        with torch.no_grad():
-            rows = model.generate(features, do_sample=False, num_beams=1, **forced).tolist()
-        return [[token for token in row if token < vocabulary.end] for row in rows]
+    def run(batch: list[Samples]) -> list[str]:
+        sounds: Any = [{"raw": samples, "sampling_rate": audio.SAMPLE_RATE} for samples in batch]  # typed for one
+        options = {"do_sample": False, "num_beams": 1, **forced}
+        return [found["text"].strip() for found in pipe(sounds, batch_size=len(batch), generate_kwargs=options)]
 
     return run
 
@@ -54,6 +72,7 @@ def ctranslate2(vocabulary: decoding.Vocabulary, compute_type: str) -> Engine:
     import ctranslate2 as engine
 
     settings = params.read()
+    mels = whisper.Config.read(BASELINE).num_mel_bins
     wheels = [fetch.CACHE / settings.model / name for name in settings.models[settings.model].files]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in fetch.contents("benchmark", wheels).items():
@@ -63,10 +82,10 @@ def ctranslate2(vocabulary: decoding.Vocabulary, compute_type: str) -> Engine:
         (Path(folder) / "vocabulary.txt").write_text("\n".join(words), encoding="utf-8")
         model = engine.models.Whisper(folder, compute_type=compute_type, intra_threads=torch.get_num_threads())
 
-    def run(features: Tensor) -> list[list[int]]:
-        view = engine.StorageView.from_array(features.numpy())
-        results = model.generate(view, [vocabulary.prompt] * len(features), beam_size=1, max_length=448)
-        return [[token for token in result.sequences_ids[0] if token < vocabulary.end] for result in results]
+    def run(batch: list[Samples]) -> list[str]:
+        view = engine.StorageView.from_array(audio.log_mel(batch, mels).numpy())
+        results = model.generate(view, [vocabulary.prompt] * len(batch), beam_size=1, max_length=448)
+        return [vocabulary.text(result.sequences_ids[0]).strip() for result in results]
 
     return run
 
@@ -75,40 +94,64 @@ def main() -> None:
     """Run the engines in turns and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--utterances", type=int, default=48)
+    parser.add_argument("--utterances", type=int, default=48, help="drawn at random, the same ones each time")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="write the table as CSV too; `make study` takes reports/engines.csv")
     arguments = parser.parse_args()
 
     vocabulary = decoding.Vocabulary.read(BASELINE, "en", "transcribe")
-    utterances = list(corpus.read(corpus.CORPUS))[: arguments.utterances]
-    mels = whisper.Config.read(BASELINE).num_mel_bins
+    utterances = corpus.some(corpus.CORPUS, arguments.utterances)
+    seconds = sum(utterance.duration for utterance in utterances)
     batches = [
-        audio.log_mel([corpus.samples(utterance) for utterance in batch], mels)
+        [corpus.samples(utterance) for utterance in batch]
         for batch in decoding.batches(utterances, arguments.batch_size)
     ]
-    seconds = sum(utterance.duration for utterance in utterances)
     engines = {
         "whisper-ptq fp32": ours(vocabulary),
-        "transformers fp32": transformers(vocabulary),
+        "transformers pipeline fp32": transformers(vocabulary),
         "ctranslate2 fp32": ctranslate2(vocabulary, "float32"),
         "ctranslate2 int8": ctranslate2(vocabulary, "int8"),
     }
     spent: dict[str, list[float]] = {name: [] for name in engines}
-    texts: dict[str, list[list[int]]] = {}
+    texts: dict[str, list[str]] = {}
     for engine in engines.values():
-        engine(batches[-1][:1])  # warm up
+        engine(batches[-1][-1:])  # warm up
     for _ in range(arguments.rounds):
         for name, engine in engines.items():
             started = time.perf_counter()
-            texts[name] = [row for features in batches for row in engine(features)]
+            texts[name] = [text for batch in batches for text in engine(batch)]
             spent[name].append(time.perf_counter() - started)
-    own = statistics.median(spent["whisper-ptq fp32"])
+    medians = {name: statistics.median(times) for name, times in spent.items()}
+    own = next(iter(engines))
     threads = torch.get_num_threads()
     print(f"{len(utterances)} utterances, {seconds:.0f} s, {threads} threads, {arguments.rounds} rounds")
-    for name in engines:
-        median = statistics.median(spent[name])
-        differ = sum(a != b for a, b in zip(texts[name], texts["whisper-ptq fp32"], strict=True))
-        print(f"{name:18} RTFx {seconds / median:6.1f}  time {median / own:5.2f} of ours  {differ} texts differ")
+    table = [
+        {
+            "engine": name,
+            "rtfx": round(seconds / medians[name], 2),
+            "time_ratio": round(medians[name] / medians[own], 3),
+            "texts_differ": sum(a != b for a, b in zip(texts[name], texts[own], strict=True)),
+            "utterances": len(utterances),
+            "audio_s": round(seconds, 1),
+            "batch_size": arguments.batch_size,
+            "threads": threads,
+            "rounds": arguments.rounds,
+            "machine": machine.describe("cpu")["machine"],
+            "model": params.read().model,
+        }
+        for name in engines
+    ]
+    for row in table:
+        print(
+            f"{row['engine']:26}  RTFx {row['rtfx']:6.1f}  time {row['time_ratio']:5.2f} of ours"
+            f"  {row['texts_differ']} texts differ"
+        )
+    if arguments.out:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        files.write_text(arguments.out, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ Where nothing is said, inserted words per minute of audio stand in the place of 
 import argparse
 import csv
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import errors
 from pipeline.errors import UserError
@@ -77,31 +77,51 @@ class Result:
     rtfx: float
 
 
-KINDS: dict[str, Any] = typing.get_type_hints(Result)
+R = TypeVar("R", bound=Result)
+T = TypeVar("T")
+Row = dict[str, str]
+"""A line of a CSV file, by column."""
 
 
 def read(path: Path = RESULTS) -> list[Result]:
     """Read results.csv, one Result per variant and split in the file's order; raise UserError where it is not here."""
+    return read_results(path, Result)
+
+
+def read_results(path: Path, kind: type[R]) -> list[R]:
+    """Do the same for a `kind` of Result that wants more columns."""
+    return read_csv(path, kind, "dvc repro compare", _neutral)
+
+
+def read_csv(path: Path, kind: type[T], maker: str, adapt: Callable[[Row], Row] = dict) -> list[T]:
+    """Read a CSV file's rows, each adapted, as instances of a dataclass whose fields are called as the columns.
+
+    A column may be missing where its field has a default. Raises UserError where the file is not here, empty or another
+    one; `maker` is the command that writes it.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
-        raise UserError(f"{path} is not here; run 'dvc repro compare' first") from None
+        raise UserError(f"{path} is not here; run '{maker}' first") from None
+    hints = typing.get_type_hints(kind)
     try:
         if not rows:
             raise ValueError("no rows")
-        return [_result(row) for row in rows]
+        needed = [key for key in hints if key in rows[0] or not hasattr(kind, key)]
+        return [kind(**{key: _value(hints[key], row[key]) for key in needed}) for row in map(adapt, rows)]
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is not what compare writes ({error}); run 'dvc repro compare' again") from None
+        raise UserError(f"{path} is not what '{maker}' writes ({error}); run it again") from None
 
 
-def _result(row: dict[str, str]) -> Result:
+def _neutral(row: Row) -> Row:
     measure = row["measure"]
     if measure not in MEASURES:
         raise ValueError(f"measure {measure!r}")
+    neutral = dict(row)
     for bound in ("", "_low", "_high"):
-        row |= {f"rate{bound}": row[f"{measure}{bound}"], f"delta{bound}": row[f"{measure}_delta{bound}"]}
-    return Result(**{key: _value(kind, row[key]) for key, kind in KINDS.items()})
+        neutral |= {f"rate{bound}": row[f"{measure}{bound}"], f"delta{bound}": row[f"{measure}_delta{bound}"]}
+    return neutral
 
 
 def _value(kind: Any, text: str) -> Any:
@@ -167,28 +187,35 @@ def extent(result: Result) -> str:
 def _cells(result: Result, loops: bool) -> list[tuple[str, str]]:
     """Return a line of the table: the head of each column and what stands there."""
     baseline = result.verdict == "baseline"
-    difference = f"[{_number(result.delta_low, '+')}, {_number(result.delta_high, '+')}]"
-    without = "-" if result.wer_without_loops is None else _number(result.wer_without_loops)
+    difference = f"[{number(result.delta_low, '+')}, {number(result.delta_high, '+')}]"
+    without = "-" if result.wer_without_loops is None else number(result.wer_without_loops)
     return [
         ("variant", result.variant),
         ("MB", f"{result.size_mb:.1f}"),
         ("saved", f"{result.size_reduction:.1f}%"),
-        (MEASURES[result.measure].head, _number(result.rate)),
-        ("95 %", f"[{_number(result.rate_low)}, {_number(result.rate_high)}]"),
-        ("vs fp32", "" if baseline else _number(result.delta, "+")),
+        (MEASURES[result.measure].head, number(result.rate)),
+        ("95 %", f"[{number(result.rate_low)}, {number(result.rate_high)}]"),
+        ("vs fp32", "" if baseline else number(result.delta, "+")),
         ("95 %", "" if baseline else difference),
         # The whole words would make lines of over 120 characters.
         ("verdict", "n.s." if result.verdict == "no significant difference" else result.verdict),
-        ("shows", "" if result.smallest_detectable is None else _number(result.smallest_detectable)),
+        ("shows", "" if result.smallest_detectable is None else number(result.smallest_detectable)),
         ("loops", str(result.looping)),
         *([("no loops", without if result.looping else "")] if loops else []),
         ("RTFx", f"{result.rtfx:.1f}"),
     ]
 
 
-def _number(value: float, sign: str = "-") -> str:
-    decimals = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0  # no more than four digits tell anything
+def number(value: float, sign: str = "-") -> str:
+    """Write a rate, with sign "+" a difference, with two decimals as long as they tell anything."""
+    decimals = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
     return f"{value:{sign}.{decimals}f}"
+
+
+def markdown(*rows: Sequence[str]) -> str:
+    """Return rows, the first of them the heads, as a Markdown table."""
+    heads, *others = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([heads, f"|{' --- |' * len(rows[0])}", *others])
 
 
 def _aligned(heads: Sequence[str], row: Sequence[str], widths: Sequence[int]) -> list[str]:

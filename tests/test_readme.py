@@ -3,13 +3,19 @@
 import re
 from pathlib import Path
 
-from pipeline import params, support
+from pipeline import page, params, support
 
 README = Path("README.md").read_text(encoding="utf-8")
 
 
 def test_the_support_table_is_what_the_backends_say() -> None:
     assert support.table() in README
+
+
+def test_the_headline_is_what_the_study_says() -> None:
+    for command in re.findall(r"<!-- python -m pipeline.study --headline \S+ -->", README):
+        folder = Path(command.split()[-2])
+        assert f"{command}\n{page.headline(folder)}\n" in README
 
 
 def test_every_file_that_is_linked_is_there() -> None:

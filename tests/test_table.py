@@ -171,10 +171,10 @@ def test_reads_results_without_known_speakers(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "results.csv is not here; run 'dvc repro compare' first"),
-        ("variant,split\nfp32,test-clean\n", r"results.csv is not what compare writes \('measure'\)"),
-        ("variant,measure\nfp32,ber\n", r"results.csv is not what compare writes \(measure 'ber'\)"),
-        ("variant,measure,wer\nfp32,wer,1.0\n", r"results.csv is not what compare writes \('wer_delta'\)"),
-        ("variant,split\n", r"results.csv is not what compare writes \(no rows\)"),
+        ("variant,split\nfp32,test-clean\n", r"results.csv is not what 'dvc repro compare' writes \('measure'\)"),
+        ("variant,measure\nfp32,ber\n", r"results.csv is not what 'dvc repro compare' writes \(measure 'ber'\)"),
+        ("variant,measure,wer\nfp32,wer,1.0\n", r"results.csv is not what 'dvc repro compare' writes \('wer_delta'\)"),
+        ("variant,split\n", r"results.csv is not what 'dvc repro compare' writes \(no rows\)"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:

@@ -1,0 +1,150 @@
+"""Keep the current results as a study: a folder, studies/<name>/, to be committed and cited.
+
+Usage: python -m pipeline.study NAME | --page FOLDER | --headline FOLDER
+"""
+
+import argparse
+import csv
+import datetime
+import importlib.metadata
+import itertools
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from pipeline import compare, errors, files, findings, page, params, score, table
+from pipeline.errors import UserError
+from pipeline.findings import ENVIRONMENT, Line
+from pipeline.params import BASELINE
+
+STUDIES = Path("studies")
+PROTOCOL = Path("reports/protocol.csv")
+ENGINES = Path("reports/engines.csv")
+OPTIONAL = (PROTOCOL, ENGINES)
+"""Tables that a study has where they were measured."""
+
+CHANGED_BY_RUNS = ("params.yaml", "dvc.lock", "reports", "studies")
+"""Files that experiments and studies change themselves: whatever else differs from the commit is code."""
+
+
+def main(name: str) -> None:
+    """Write studies/<name>/ from the current results, whole or not at all; raise UserError where they do not fit."""
+    if not re.fullmatch("[A-Za-z0-9-]+", name):
+        raise UserError(
+            f"the name {name!r} of a study may hold only letters, digits and hyphens; say 'make study NAME=base'"
+        )
+    settings = params.read()
+    lines = findings.read_lines(table.RESULTS)
+    check_variants(settings.names, lines)
+    check_engines(settings.model)
+    findings.read_protocols(PROTOCOL)
+    described = environment(lines)
+    check_versions(described["packages"] | {"python": described["python"]})
+    check_up_to_date()
+    utterances = [f"{line['split']} {line['id']}\n" for line in score.read(score.TRANSCRIPTS / f"{BASELINE}.jsonl")]
+    with files.aside(STUDIES / name) as folder:
+        folder.mkdir()
+        for file in (params.FILE, compare.METRICS, table.RESULTS, *(path for path in OPTIONAL if path.exists())):
+            shutil.copyfile(file, folder / file.name)
+        shutil.copytree(table.FIGURES, folder / table.FIGURES.name, copy_function=shutil.copyfile)
+        files.write_text(folder / page.UTTERANCES, "".join(utterances))
+        files.write_json(folder / ENVIRONMENT, described)
+        write_page(folder, name)
+    print(f"{STUDIES / name}: {len(settings.names)} variants on {len(utterances)} utterances")
+
+
+def write_page(folder: Path, name: str) -> None:
+    """Write README.md of a study from its other files."""
+    files.write_text(folder / "README.md", page.text(folder, name))
+
+
+def check_variants(names: Sequence[str], lines: Sequence[Line]) -> None:
+    """Raise UserError unless the results are of the variants that params.yaml names."""
+    made = {line.variant for line in lines}
+    for name in sorted(made ^ {*names}):
+        which = "has no results of" if name in names else "has results of another variant,"
+        raise UserError(f"{table.RESULTS} {which} {name!r}, so it does not fit {params.FILE}; run 'dvc repro' first")
+
+
+def check_engines(model: str) -> None:
+    """Raise UserError where the engines were measured with another model: no stage of DVC watches their table."""
+    others = {row.model for row in findings.read_engines(ENGINES)} - {model, None}
+    if others:
+        raise UserError(
+            f"{ENGINES} is about model {others.pop()!r}, but {params.FILE} chooses {model!r}; "
+            f"run '{findings.ENGINES_BY}' again, or remove it"
+        )
+
+
+def check_versions(here: Mapping[str, str]) -> None:
+    """Raise UserError where the results were made with other versions than the installed ones, given by name."""
+    with table.RESULTS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, package in itertools.product(rows, findings.LIBRARIES):
+        made = row[f"versions_{package}"]
+        if made != here[package]:
+            raise UserError(
+                f"{table.RESULTS}: {row['variant']!r} was measured with {package} {made}, but {here[package]} is "
+                "installed here; install that version, or run 'dvc repro --force' first"
+            )
+
+
+def check_up_to_date() -> None:
+    """Raise UserError unless DVC finds that every stage has run with the code, settings and data that are here."""
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False
+    )
+    if status.returncode:
+        raise UserError(f"'dvc status' fails: {' '.join(status.stderr.split())}")
+    stale = list(json.loads(status.stdout))
+    if stale:
+        which = f"{len(stale)} stages, such as {stale[0]!r}, are" if len(stale) > 1 else f"stage {stale[0]!r} is"
+        raise UserError(f"{which} not up to date; run 'dvc repro' first")
+
+
+def environment(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return when and from which code the study was kept, where it was measured, and every installed package."""
+    others = [f":!{path}" for path in CHANGED_BY_RUNS]
+    packages = {canonicalize_name(package.name): package.version for package in importlib.metadata.distributions()}
+    measured = {(line.machine, line.device, line.threads) for line in lines}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": git("rev-parse", "HEAD").strip(),
+        "uncommitted": [line[3:] for line in git("status", "--porcelain", "--", ".", *others).splitlines()],
+        "measured_on": [dict(zip(("machine", "device", "threads"), one, strict=True)) for one in sorted(measured)],
+        "python": platform.python_version(),
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def git(*arguments: str) -> str:
+    """Return what git says; raise UserError where it refuses."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S607  # git is wherever the PATH says
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise UserError(f"a study names the commit of its code, but 'git {arguments[0]}' fails: {reason}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.study", description=(__doc__ or "").splitlines()[0])
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
+    chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
+    chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print a study's tables for a README")
+    arguments = parser.parse_args()
+    with errors.stage("study"):
+        if arguments.page:
+            write_page(arguments.page, arguments.page.resolve().name)
+        elif arguments.headline:
+            print(page.headline(arguments.headline))
+        else:
+            main(arguments.name)

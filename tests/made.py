@@ -1,0 +1,124 @@
+"""A study's folder with made-up results, of Whisper-small's sizes."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import compare
+from pipeline.findings import Line, Protocol
+from tests.conftest import ROOT, Project, results_csv
+
+FP32 = Line(
+    variant="fp32",
+    split="test-clean",
+    backend="none",
+    utterances=120,
+    speakers=20,
+    words=2400,
+    minutes=15.04,
+    looping=0,
+    size_mb=966.9,
+    size_reduction=0.0,
+    wer_without_loops=3.5,
+    measure="wer",
+    rate=3.5,
+    rate_low=3.0,
+    rate_high=4.1,
+    delta=0.0,
+    delta_low=0.0,
+    delta_high=0.0,
+    interval_unit="speaker",
+    verdict="baseline",
+    smallest_detectable=None,
+    rtfx=4.0,
+    bits_per_weight=32.0,
+    latency_p50_ms=800.0,
+    latency_p95_ms=1500.4,
+    latency_utterances=20,
+    latency_threads=2,
+    peak_rss_mb=2500.2,
+    peak_gpu_mb=None,
+    batch_size=16,
+    transcribe_s=500.0,
+    device="cpu",
+    threads=2,
+    machine="A processor",
+)
+NOT_SIGNIFICANT = "no significant difference"
+
+
+def line(variant: str, delta: float, low: float, high: float, verdict: str = NOT_SIGNIFICANT, **changes: Any) -> Line:
+    """Return fp32's line with another name and difference; 0.4 points would have been found."""
+    changed = {"rate": FP32.rate + delta, "smallest_detectable": 0.4} | changes
+    new = dataclasses.replace(FP32, variant=variant, delta=delta, delta_low=low, delta_high=high, verdict=verdict)
+    return dataclasses.replace(new, **changed)
+
+
+QUANTO: dict[str, Any] = {"backend": "quanto", "size_mb": 412.2, "size_reduction": 57.369, "bits_per_weight": 8.04}
+HQQ: dict[str, Any] = {"backend": "hqq", "size_mb": 278.3, "size_reduction": 71.217, "bits_per_weight": 4.2}
+CLEAN = [
+    FP32,
+    line("quanto-int8", -0.07, -0.12, -0.02, "better", **QUANTO, latency_p50_ms=900.0, transcribe_s=600.0),
+    line("hqq-int3", 0.3, -0.1, 0.7, **HQQ, latency_p50_ms=600.0, transcribe_s=400.0),
+]
+NOISY: dict[str, Any] = {"split": "test-other", "rate_low": 7.0, "rate_high": 9.0}
+OTHER = [
+    dataclasses.replace(FP32, **NOISY, rate=8.0),
+    line("quanto-int8", 0.02, -0.3, 0.34, **NOISY, **QUANTO, smallest_detectable=0.5, rate=8.02),
+    line("hqq-int3", 2.0, 1.1, 2.9, "worse", **NOISY, **HQQ, looping=3, wer_without_loops=9.0, rate=10.0),
+]
+LINES = [line for pair in zip(CLEAN, OTHER, strict=True) for line in pair]
+
+OWN = Protocol(
+    split="test-other",
+    suppress_non_speech="True",
+    max_new_tokens="444",
+    normalizer="english",
+    substitutions=150,
+    deletions=20,
+    insertions=22,
+    looping=0,
+    wer=8.0,
+    wer_without_loops=8.0,
+    insertions_per_minute=1.46,
+    wer_delta=None,
+    wer_delta_low=None,
+    wer_delta_high=None,
+    interval_unit="speaker",
+)
+
+ENGINES = """\
+engine,rtfx,time_ratio,texts_differ,utterances,audio_s,batch_size,threads,rounds,machine
+whisper-ptq fp32,4.1,1.0,0,48,310.4,16,2,3,A processor
+ctranslate2 int8,9.02,0.4545,3,48,310.4,16,2,3,A processor
+"""
+
+PACKAGES = {"torch": "2.13.0+cpu", "optimum-quanto": "0.2.7", "hqq": "0.2.8", "bitsandbytes": "0.50.2"}
+PYTHON = "3.11.7"
+
+
+def protocol(delta: float, low: float, high: float, **changes: Any) -> Protocol:
+    """Return another protocol on the same split."""
+    changed = {"wer": 8.0 + delta, "wer_without_loops": 8.0 + delta, "wer_delta": delta} | changes
+    return dataclasses.replace(OWN, wer_delta_low=low, wer_delta_high=high, **changed)
+
+
+def protocol_csv(protocols: Sequence[Protocol]) -> str:
+    """Return protocol.csv of these protocols."""
+    return compare.to_csv([dataclasses.asdict(one) for one in protocols])
+
+
+def write(folder: Path, lines: Sequence[Line] = tuple(LINES), **settings: Any) -> Path:
+    """Write what a page is made of: the project's params.yaml with other settings, results and environment."""
+    folder.mkdir()
+    variants = YAML(typ="safe").load(ROOT / "params.yaml")["variants"]
+    kept = {name: variants[name] for name in dict.fromkeys(line.variant for line in lines) if name in variants}
+    chosen = {"model": "small", "corpus": "subset", "calibration__split": "dev-clean", "calibration__corpus": "subset"}
+    Project(folder).set(**chosen | {"variants": kept} | settings)
+    (folder / "results.csv").write_text(results_csv(*lines))
+    (folder / "environment.json").write_text(json.dumps({"python": PYTHON, "packages": PACKAGES}))
+    return folder

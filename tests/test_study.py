@@ -1,0 +1,266 @@
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import platform
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import compare, findings, page, study
+from pipeline.errors import UserError
+from tests.conftest import ROOT, results_csv
+from tests.made import ENGINES, LINES, OWN, line, protocol_csv
+from tests.study import Study
+
+GRAPH = """\
+stages:
+  compare:
+    cmd: "true" # what it would write is there
+    params: [variants]
+    deps: [scores]
+    outs:
+      - reports/results.csv: {cache: false, persist: true}
+      - reports/metrics.json: {cache: false, persist: true}
+      - reports/figures: {cache: false, persist: true}
+      - reports/transcripts: {persist: true}
+"""
+NAMES = list(dict.fromkeys(line.variant for line in LINES))
+VERSIONS = {"python": platform.python_version()} | {
+    name: importlib.metadata.version(name) for name in findings.LIBRARIES if name != "python"
+}
+
+
+def table(lines: list[findings.Line], **versions: str) -> str:
+    """Return results.csv of these lines and the candidate's, measured with the versions that are installed or these."""
+    lines = [*lines, *(dataclasses.replace(line, variant="candidate") for line in lines if line.variant == "hqq-int3")]
+    columns = {f"versions_{name}": version for name, version in (VERSIONS | versions).items()}
+    return compare.to_csv([row | columns for row in csv.DictReader(io.StringIO(results_csv(*lines)))])
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Return a project in which DVC has run one stage, whose results are made up."""
+    made = Study(tmp_path_factory.mktemp("ran") / "project")
+    (made.root / "reports/figures").mkdir(parents=True)
+    (made.root / "reports/transcripts").mkdir()
+    made_up = {
+        "dvc.yaml": GRAPH,
+        "params.yaml": (ROOT / "params.yaml").read_text(),
+        ".gitignore": "/.partial\n__pycache__\n",
+        "scores": "",
+        "code.py": "",
+        "reports/results.csv": table(LINES),
+        "reports/metrics.json": '{"fp32": {}}',
+        "reports/figures/wer.png": "a figure",
+        "reports/figures/wer_vs_size.png": "another",
+        "reports/transcripts/fp32.jsonl": "".join(
+            json.dumps({"split": split, "id": f"1-2-{n}", "text": "A", "pred_text": "A", "duration": 1.0}) + "\n"
+            for split, n in (("test-other", 1), ("test-clean", 2), ("test-clean", 1))
+        ),
+    }
+    for name, text in made_up.items():
+        (made.root / name).write_text(text)
+    made.edit(
+        lambda raw: raw.update(
+            variants={name: raw["variants"][name] for name in NAMES},
+            corpus="subset",
+            calibration=raw["calibration"] | {"corpus": "subset", "split": "dev-clean"},
+        )
+    )
+    made.did("git", "init", "--quiet")
+    made.did("git", "config", "user.name", "A Tester")
+    made.did("git", "config", "user.email", "tester@example.org")
+    made.did("dvc", "init", "--quiet")
+    made.did("dvc", "repro", "--quiet")
+    made.commit("Run")
+    return made
+
+
+@pytest.fixture
+def project(ran: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Work in a copy of that project."""
+    copy = ran.copy(tmp_path / "project")
+    monkeypatch.chdir(copy.root)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site-cache"))
+    return copy
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, by their paths in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(name: str = "base") -> str:
+    """Return the sentence with which a study is refused."""
+    with pytest.raises(UserError) as error:
+        study.main(name)
+    assert list(Path("studies").glob(".*")) == []
+    return str(error.value)
+
+
+def test_a_study_is_the_results_and_where_they_come_from(project: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    study.main("base")
+    assert capsys.readouterr().out == "studies/base: 4 variants on 3 utterances\n"
+    found = kept(Path("studies/base"))
+    environment = json.loads(found.pop("environment.json"))
+    readme = found.pop("README.md").decode()
+    assert found == {
+        "params.yaml": Path("params.yaml").read_bytes(),
+        "results.csv": Path("reports/results.csv").read_bytes(),
+        "metrics.json": b'{"fp32": {}}',
+        "figures/wer.png": b"a figure",
+        "figures/wer_vs_size.png": b"another",
+        "utterances.txt": b"test-clean 1-2-1\ntest-clean 1-2-2\ntest-other 1-2-1\n",
+    }
+    assert readme.startswith("# Study base: Whisper tiny-en on subset\n")
+    assert readme == page.text(Path("studies/base"), "base")
+    packages = environment.pop("packages")
+    assert {name: packages[name] for name in VERSIONS if name != "python"} | {"python": VERSIONS["python"]} == VERSIONS
+    assert len(packages) > 50
+    assert list(packages) == sorted(packages)
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", environment.pop("date"))
+    assert environment == {
+        "commit": project.did("git", "rev-parse", "HEAD").strip(),
+        "uncommitted": [],
+        "measured_on": [{"machine": "A processor", "device": "cpu", "threads": 2}],
+        "python": VERSIONS["python"],
+    }
+
+
+def test_code_that_no_commit_holds_is_named(project: Study) -> None:
+    """Parameters and results are in the study's folder themselves."""
+    project.append("code.py", "pass\n")
+    project.append("params.yaml", "# a remark\n")
+    (project.root / "reports/new.csv").write_text("")
+    (project.root / "other.py").write_text("")
+    study.main("base")
+    assert json.loads(Path("studies/base/environment.json").read_text())["uncommitted"] == ["code.py", "other.py"]
+
+
+def test_the_same_results_make_the_same_study(project: Study) -> None:
+    study.main("base")
+    first = kept(Path("studies/base"))
+    project.commit("Keep it")
+    study.main("base")
+    second = kept(Path("studies/base"))
+    assert {name for name in first | second if first.get(name) != second.get(name)} == {"environment.json"}
+
+
+def test_a_study_is_replaced_as_a_whole(project: Study) -> None:
+    Path("reports/engines.csv").write_text(ENGINES)
+    Path("reports/protocol.csv").write_text(protocol_csv([OWN]))
+    study.main("base")
+    first = kept(Path("studies/base"))
+    assert {"engines.csv", "protocol.csv"} <= set(first)
+    assert "| ctranslate2 int8 |" in first["README.md"].decode()
+    project.append("scores", "changed")
+    assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
+    assert kept(Path("studies/base")) == first
+    project.did("dvc", "repro")
+    Path("reports/engines.csv").unlink()
+    study.main("base")
+    assert set(first) - set(kept(Path("studies/base"))) == {"engines.csv"}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "v1.0", "a b", "ü"])
+def test_odd_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        study.main(name)
+    assert str(error.value) == (
+        f"the name {name!r} of a study may hold only letters, digits and hyphens; say 'make study NAME=base'"
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_results_that_are_not_here_are_refused() -> None:
+    Path("reports/results.csv").unlink()
+    assert refusal() == "reports/results.csv is not here; run 'dvc repro compare' first"
+
+
+@pytest.mark.usefixtures("project")
+def test_results_of_other_variants_are_refused() -> None:
+    Path("reports/results.csv").write_text(table([line for line in LINES if line.variant != "quanto-int8"]))
+    assert refusal() == (
+        "reports/results.csv has no results of 'quanto-int8', so it does not fit params.yaml; run 'dvc repro' first"
+    )
+    Path("reports/results.csv").write_text(table([*LINES, line("dropped", 0, 0, 0)]))
+    assert refusal() == (
+        "reports/results.csv has results of another variant, 'dropped', so it does not fit params.yaml; "
+        "run 'dvc repro' first"
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_results_of_other_versions_are_refused() -> None:
+    Path("reports/results.csv").write_text(table(LINES, hqq="0.1"))
+    assert refusal() == (
+        f"reports/results.csv: 'fp32' was measured with hqq 0.1, but {VERSIONS['hqq']} is installed here; install that "
+        "version, or run 'dvc repro --force' first"
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_engines_of_another_model_are_refused() -> None:
+    lines = zip(ENGINES.splitlines(), ("model", "tiny-en", "base"), strict=True)
+    Path("reports/engines.csv").write_text("".join(f"{line},{model}\n" for line, model in lines))
+    assert refusal() == (
+        "reports/engines.csv is about model 'base', but params.yaml chooses 'tiny-en'; "
+        "run 'python -m benchmarks.engines --out reports/engines.csv' again, or remove it"
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_what_dvc_finds_changed_is_refused() -> None:
+    Path("reports/figures/wer.png").unlink()
+    assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
+    Path("dvc.yaml").write_text("stages: 7\n")
+    assert refusal() == "'dvc status' fails: './dvc.yaml' validation failed. expected a dictionary, in stages"
+
+
+def test_without_a_commit_nothing_can_be_cited(project: Study) -> None:
+    project.did("rm", "-r", ".git")
+    assert refusal().startswith("a study names the commit of its code, but 'git rev-parse' fails: fatal: not a git ")
+
+
+def test_commands(project: Study) -> None:
+    """The page is made again from the folder alone, and the headline printed; mistakes are one sentence."""
+    (project.root / "pipeline").symlink_to(ROOT / "pipeline")
+    command = ["python", "-m", "pipeline.study"]
+    study.main("base")
+    readme = Path("studies/base/README.md")
+    text = readme.read_text()
+    readme.unlink()
+    assert project.did(*command, "--page", "studies/base/") == ""
+    assert readme.read_text() == text
+    assert project.did(*command, "--headline", "studies/base") == page.headline(Path("studies/base")) + "\n"
+    failed = project.run(*command, "--page", "studies/other")
+    assert (failed.returncode, failed.stdout) == (
+        1,
+        "study: studies/other is no study: environment.json is not there; 'make study NAME=other' makes one\n",
+    )
+    assert not Path("studies/other").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
+    whole = finished.copy(tmp_path / "study")
+    assert whole.did("python", "-m", "pipeline.study", "toy") == "studies/toy: 5 variants on 3 utterances\n"
+    names = [path.name for path in sorted((whole.root / "studies/toy").iterdir())]
+    assert names == [
+        "README.md",
+        "environment.json",
+        "figures",
+        "metrics.json",
+        "params.yaml",
+        "protocol.csv",
+        "results.csv",
+        "utterances.txt",
+    ]
+    assert whole.changed() == []
+    whole.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=32))
+    failed = whole.run("python", "-m", "pipeline.study", "toy")
+    assert re.fullmatch(r"study: \d stages, such as '.+', are not up to date; run 'dvc repro' first\n", failed.stdout)
