@@ -24,11 +24,12 @@ def test_each_split_then_the_smallest_then_loops_then_the_fastest() -> None:
         "test-other: fp32's WER is 8.00 % [7.00, 9.00]. Significantly worse: `hqq-int3` (+2.00). Significantly better: "
         "none. Not distinguishable from fp32: `quanto-int8`; the smallest difference that this speech would have shown "
         "is 0.50 points.",
-        "The smallest checkpoint without a significant loss on any split is `quanto-int8`, 412.2 MB, which saves "
-        "57.4 %; its intervals end at -0.02 on test-clean, +0.34 on test-other.",
+        "Shown to cost less than 1.0 points, by intervals that end below that on every split, smallest first: "
+        "`quanto-int8` (412.2 MB).",
+        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, which "
+        "saves 57.4 %; but the intervals end at -0.02 on test-clean, +0.34 on test-other.",
+        "No such variant answers a single utterance faster than fp32's median of 800 ms.",
         "Utterances that loop: `hqq-int3` in 3 of 120 on test-other.",
-        "The fastest with single utterances is `hqq-int3`, but with a significant loss: its median is 600 ms, 0.75 of "
-        "fp32's 800 ms.",
     ]
 
 
@@ -37,15 +38,30 @@ def test_findings_follow_the_results() -> None:
     assert findings.findings(study(slow)) == [
         "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: `hqq-int3` (+1.00). Significantly better: "
         "none.",
-        "Every quantized variant is significantly worse on some split.",
+        "Of no variant does this speech show that it costs less than 1.0 points on every split.",
+        "Every quantized variant has an interval wholly above zero on some split.",
+        "No such variant answers a single utterance faster than fp32's median of 800 ms.",
         "Utterances that loop: none, with any variant.",
-        "No variant answers a single utterance faster than fp32, whose median is 800 ms.",
     ]
 
 
 def test_the_fastest_may_be_one_without_a_loss() -> None:
-    assert findings.findings(study([FP32, line("a", 0.1, -0.2, 0.4, latency_p50_ms=400.0)]))[-1] == (
-        "The fastest with single utterances is `a`: its median is 400 ms, 0.50 of fp32's 800 ms."
+    """A variant may be fast because it says too little: one whose interval is above zero is not asked."""
+    fast = [line("a", 0.1, -0.2, 0.4, latency_p50_ms=400.0), line("b", 60.0, 5.0, 115.0, latency_p50_ms=100.0)]
+    assert findings.findings(study([FP32, *fast]))[-2] == (
+        "The fastest such variant with single utterances is `a`: its median is 400 ms, 0.50 of fp32's 800 ms."
+    )
+
+
+def test_smallest_is_not_what_chance_cannot_tell_apart() -> None:
+    """Holm's verdict on few utterances may be "no significant difference" of a variant that is useless."""
+    useless = line("quanto-int2", 3123.0, 1060.0, 5185.0, size_mb=90.0)
+    wide = line("quanto-int4", 7.0, -9.8, 23.9, size_mb=94.3, size_reduction=37.6)
+    found = findings.findings(study([FP32, useless, wide]))
+    assert found[1] == "Of no variant does this speech show that it costs less than 1.0 points on every split."
+    assert found[2] == (
+        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int4`, 94.3 MB, which "
+        "saves 37.6 %; but the intervals end at +23.90 on test-clean."
     )
 
 
