@@ -26,8 +26,8 @@ def test_each_split_then_the_smallest_then_loops_then_the_fastest() -> None:
         "is 0.50 points.",
         "Shown to cost less than 1.0 points, by intervals that end below that on every split, smallest first: "
         "`quanto-int8` (412.2 MB).",
-        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, which "
-        "saves 57.4 %; but the intervals end at -0.02 on test-clean, +0.34 on test-other.",
+        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, "
+        "which saves 57.4 %; but the intervals end at -0.02 on test-clean, +0.34 on test-other.",
         "No such variant answers a single utterance faster than fp32's median of 800 ms.",
         "Utterances that loop: `hqq-int3` in 3 of 120 on test-other.",
     ]
@@ -60,8 +60,8 @@ def test_smallest_is_not_what_chance_cannot_tell_apart() -> None:
     found = findings.findings(study([FP32, useless, wide]))
     assert found[1] == "Of no variant does this speech show that it costs less than 1.0 points on every split."
     assert found[2] == (
-        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int4`, 94.3 MB, which "
-        "saves 37.6 %; but the intervals end at +23.90 on test-clean."
+        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int4`, 94.3 MB, "
+        "which saves 37.6 %; but the intervals end at +23.90 on test-clean."
     )
 
 
