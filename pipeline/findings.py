@@ -29,6 +29,8 @@ LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes")
 class Line(Result):
     """What a study tells of one variant on one split: what people look at first, and what it costs."""
 
+    size_reduction_fp16: float
+    """What is saved of a float16 checkpoint's bytes, in per cent; negative where it would be smaller."""
     bits_per_weight: float
     latency_p50_ms: float
     latency_p95_ms: float

@@ -197,10 +197,22 @@ def _looping(line: Result | Protocol) -> str:
 
 def _costs(study: Study) -> str:
     gpu = any(line.peak_gpu_mb is not None for line in study.variants)
-    heads = ["variant", "MB", "saved", "bits/weight", "p50 ms", "p95 ms", "RTFx", "peak MB", *["peak GPU MB"] * gpu]
+    heads = [
+        "variant",
+        "MB",
+        "saved",
+        "of fp16",
+        "bits/weight",
+        "p50 ms",
+        "p95 ms",
+        "RTFx",
+        "peak MB",
+        *["peak GPU MB"] * gpu,
+    ]
     rows = []
     for line in study.variants:
-        row = [line.variant, f"{line.size_mb:.1f}", f"{line.size_reduction:.1f} %", f"{line.bits_per_weight:.2f}"]
+        row = [line.variant, f"{line.size_mb:.1f}", f"{line.size_reduction:.1f} %"]
+        row += [f"{line.size_reduction_fp16:.1f} %", f"{line.bits_per_weight:.2f}"]
         row += [f"{line.latency_p50_ms:.0f}", f"{line.latency_p95_ms:.0f}", f"{line.rtfx:.1f}"]
         row += [f"{line.peak_rss_mb:.0f}", *["" if line.peak_gpu_mb is None else f"{line.peak_gpu_mb:.0f}"] * gpu]
         rows.append(row)
@@ -209,8 +221,10 @@ def _costs(study: Study) -> str:
     batches = _range(line.batch_size for line in study.variants)
     return f"""{markdown(heads, *rows)}
 
-p50, p95: latency of single utterances (of {counts}, {threads} threads, after warm-up, features included). RTFx: seconds
-of audio a second, in batches of {batches}. Peak MB: resident memory of the process that loads the checkpoint and
+Saved: of fp32's bytes, and of a float16 checkpoint's, since what is not quantized stays in fp32. Bits/weight: of the
+quantized layers, scales and zero points included. p50, p95: latency of single utterances
+(of {counts}, {threads} threads, after warm-up, features included). RTFx: seconds of audio a second, in batches
+of {batches}. Peak MB: resident memory of the process that loads the checkpoint and
 transcribes single utterances."""
 
 

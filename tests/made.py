@@ -35,6 +35,7 @@ FP32 = Line(
     verdict="baseline",
     smallest_detectable=None,
     rtfx=4.0,
+    size_reduction_fp16=-100.0,
     bits_per_weight=32.0,
     latency_p50_ms=800.0,
     latency_p95_ms=1500.4,
@@ -58,8 +59,20 @@ def line(variant: str, delta: float, low: float, high: float, verdict: str = NOT
     return dataclasses.replace(new, **changed)
 
 
-QUANTO: dict[str, Any] = {"backend": "quanto", "size_mb": 412.2, "size_reduction": 57.369, "bits_per_weight": 8.04}
-HQQ: dict[str, Any] = {"backend": "hqq", "size_mb": 278.3, "size_reduction": 71.217, "bits_per_weight": 4.2}
+QUANTO: dict[str, Any] = {
+    "backend": "quanto",
+    "size_mb": 412.2,
+    "size_reduction": 57.369,
+    "size_reduction_fp16": 14.738,
+    "bits_per_weight": 8.04,
+}
+HQQ: dict[str, Any] = {
+    "backend": "hqq",
+    "size_mb": 278.3,
+    "size_reduction": 71.217,
+    "size_reduction_fp16": 42.434,
+    "bits_per_weight": 4.2,
+}
 CLEAN = [
     FP32,
     line("quanto-int8", -0.07, -0.12, -0.02, "better", **QUANTO, latency_p50_ms=900.0, transcribe_s=600.0),
