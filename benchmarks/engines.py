@@ -2,7 +2,9 @@
 
 All engines get the same prepared utterances (data/corpus) as samples, in the same batches, and give text: features and
 tokens are inside the clock. They decode greedily with the same suppressed tokens, and take turns within one run, so
-that a drift of the machine's speed hits all of them. CTranslate2 gets our features, since it has none of its own.
+that a drift of the machine's speed hits all of them. CTranslate2 gets our features, since it has none of its own; ours
+encodes one utterance after the other, the others whole batches, as they do when left alone. Utterances over 30 s, which
+each would cut in its own way, are left out.
 Prints RTFx (seconds of audio a second), the time as a ratio to ours, and the utterances whose text differs from ours.
 
 Usage: python -m benchmarks.engines [--rounds 3] [--utterances 48] [--batch-size 16] [--out reports/engines.csv]
@@ -24,6 +26,9 @@ import torch
 from pipeline import audio, corpus, decoding, fetch, files, machine, params, whisper
 from pipeline.audio import Samples
 from pipeline.quantize import BASELINE
+
+COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
+"""CTranslate2's, by what we call them."""
 
 Engine = Callable[[list[Samples]], list[str]]
 
@@ -94,24 +99,30 @@ def main() -> None:
     """Run the engines in turns and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--utterances", type=int, default=48, help="drawn at random, the same ones each time")
+    parser.add_argument(
+        "--utterances",
+        type=int,
+        default=48,
+        help="drawn at random, the same ones each time; those over 30 s are dropped",
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path, help="write the table as CSV too; `make study` takes reports/engines.csv")
     arguments = parser.parse_args()
 
     vocabulary = decoding.Vocabulary.read(BASELINE, "en", "transcribe")
-    utterances = corpus.some(corpus.CORPUS, arguments.utterances)
+    drawn = corpus.some(corpus.CORPUS, arguments.utterances)
+    utterances = [utterance for utterance in drawn if utterance.duration <= audio.WINDOW / audio.SAMPLE_RATE]
     seconds = sum(utterance.duration for utterance in utterances)
     batches = [
         [corpus.samples(utterance) for utterance in batch]
         for batch in decoding.batches(utterances, arguments.batch_size)
     ]
-    engines = {
-        "whisper-ptq fp32": ours(vocabulary),
-        "transformers pipeline fp32": transformers(vocabulary),
-        "ctranslate2 fp32": ctranslate2(vocabulary, "float32"),
-        "ctranslate2 int8": ctranslate2(vocabulary, "int8"),
-    }
+    engines = {"whisper-ptq fp32": ours(vocabulary), "transformers pipeline fp32": transformers(vocabulary)}
+    settings = params.read()
+    if settings.models[settings.model].source == "package":
+        engines |= {f"ctranslate2 {name}": ctranslate2(vocabulary, kind) for name, kind in COMPUTE_TYPES.items()}
+    else:
+        print(f"model {settings.model!r} is no package with a CTranslate2 model: that engine is left out")
     spent: dict[str, list[float]] = {name: [] for name in engines}
     texts: dict[str, list[str]] = {}
     for engine in engines.values():
@@ -137,7 +148,7 @@ def main() -> None:
             "threads": threads,
             "rounds": arguments.rounds,
             "machine": machine.describe("cpu")["machine"],
-            "model": params.read().model,
+            "model": settings.model,
         }
         for name in engines
     ]

@@ -71,8 +71,8 @@ def differences(
     utterance. Differences are in its unit, positive where the variant is worse. What has no unit in its name is by the
     headline's (`statistics.headline_unit`): from its p-value come `p_holm`, corrected over all variants but fp32, and
     the verdict. `smallest_detectable` is the difference that this corpus would have shown in four cases of five
-    (`statistics.Estimate.detectable`), at least one error. fp32 has no p-values; without known speakers those columns
-    are None.
+    (`statistics.Estimate.detectable`), at least so many errors as the sign test needs. fp32 has no p-values; without
+    known speakers those columns are None.
     """
     names = list(errors)
     wrong, total = one * np.array([errors[name] for name in names]), np.array([words])
@@ -80,7 +80,8 @@ def differences(
     headline = dict(zip(names, found[statistics.headline_unit(speakers)], strict=True))
     p_values = {name: estimate.p_value() for name, estimate in headline.items() if name != BASELINE}
     corrected = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
-    (least,) = statistics.rate(np.array([one]), total.sum(axis=1))
+    fewest = one * statistics.fewest_to_show(len(p_values)) if p_values else one
+    (least,) = statistics.rate(np.array([fewest]), total.sum(axis=1))
     result: dict[str, Row] = {}
     for i, name in enumerate(names):
         by = {"": headline[name]} | {f"_{unit}": found[unit][i] if unit in found else None for unit in statistics.UNITS}

@@ -131,7 +131,8 @@ def _setting(study: Study, name: str) -> str:
     return f"""{_bullets(told)}
 
 [{ENVIRONMENT}]({ENVIRONMENT}) has the commit, the date and every installed package, [{UTTERANCES}]({UTTERANCES}) what
-was transcribed, [results.csv](results.csv) everything measured, [params.yaml](params.yaml) every setting. Again:
+was transcribed and what calibrated, [results.csv](results.csv) everything measured, [params.yaml](params.yaml) every
+setting. Again:
 
 ```sh
 dvc exp run {wanted}

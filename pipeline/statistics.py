@@ -115,6 +115,15 @@ class Estimate:
         return self.error * (t_quantile(1 - SIGNIFICANT / tests / 2, self.freedom) + t_quantile(POWER, self.freedom))
 
 
+def fewest_to_show(tests: int) -> int:
+    """Return how many units must differ by an error, all to the same side, to be significant among `tests`.
+
+    By the sign test, 2^(1 - n) <= SIGNIFICANT / tests: what a corpus could have shown where nothing or next to nothing
+    differed, and a standard error therefore promises too much.
+    """
+    return math.ceil(1 + math.log2(tests / SIGNIFICANT))
+
+
 def rate(errors: Floats | Ints, words: Floats | Ints) -> Floats:
     """Return word errors in per cent of reference words; where no words were drawn, the errors count as if over one."""
     return 100.0 * np.asarray(errors, dtype=np.float64) / np.maximum(words, 1)

@@ -50,12 +50,15 @@ def main(name: str) -> None:
     check_versions(described["packages"] | {"python": described["python"]})
     check_up_to_date()
     utterances = [f"{line['split']} {line['id']}\n" for line in score.read(score.TRANSCRIPTS / f"{BASELINE}.jsonl")]
+    timings = [compare.read(compare.TIMINGS / f"{variant}.json", "transcribe") for variant in settings.names]
+    calibrated = sorted({utterance for each in timings for utterance in each["checkpoint"]["calibration"]})
+    heard = [f"{settings.calibration.split} {utterance}\n" for utterance in calibrated]
     with files.aside(STUDIES / name) as folder:
         folder.mkdir()
         for file in (params.FILE, compare.METRICS, table.RESULTS, *(path for path in OPTIONAL if path.exists())):
             shutil.copyfile(file, folder / file.name)
         shutil.copytree(table.FIGURES, folder / table.FIGURES.name, copy_function=shutil.copyfile)
-        files.write_text(folder / page.UTTERANCES, "".join(utterances))
+        files.write_text(folder / page.UTTERANCES, "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
         write_page(folder, name)
     print(f"{STUDIES / name}: {len(settings.names)} variants on {len(utterances)} utterances")

@@ -19,6 +19,7 @@ variants:
   fp32: {backend: none, bits: 32, format: float}
   hqq-int4: {backend: hqq, bits: 4, exclude: [proj_out, model.decoder.*]}
 decoding: {}
+latency: {}
 calibration: {corpus: two, split: dev, utterances: 1}
 scoring: {resamples: 1000}
 models:
@@ -179,7 +180,7 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "p_value_speaker": "",
         "p_holm": "0.003906",  # the smaller of two
         "verdict": "worse",
-        "smallest_detectable": "1.0",  # one word of a hundred, as nothing varies
+        "smallest_detectable": "7.0",  # words of a hundred: 2 / 2^7 is below 0.05 / 2, 2 / 2^6 is not
         "mapsswe_z": "3.162",  # ten segments that all differ by one: sqrt(10)
         "mapsswe_p": "0.001565",
         "size_mb": "90.0",
@@ -255,7 +256,7 @@ def test_identical_transcripts_differ_by_exactly_nothing() -> None:
         "p_value_speaker": 1.0,
         "p_holm": 1.0,
         "verdict": "no significant difference",
-        "smallest_detectable": 100 / 35,  # one word
+        "smallest_detectable": 600 / 35,  # six words: 2 / 2^6 is below 0.05
     }
 
 
@@ -319,7 +320,7 @@ def test_where_nothing_is_said_inserted_words_per_minute_are_compared() -> None:
     assert bounds == pytest.approx([10.0] * 3)
     assert row["p_value"] == 2 / 2**10  # all ten utterances agree
     assert row["verdict"] == "worse"
-    assert row["smallest_detectable"] == 1.0  # one word in this minute, as the difference does not vary
+    assert row["smallest_detectable"] == 6.0  # words in this minute: 2 / 2^6 is below 0.05
     assert (row["mapsswe_z"], row["mapsswe_p"], row["wer"]) == (None, None, None)
     assert [name for name in row if name.startswith("wer_delta")] == []
 
@@ -329,7 +330,7 @@ def test_differences_of_insertions_have_the_interval_of_their_mean() -> None:
     row = table(fp32=silent(*[0] * 10), a=silent(*[1, 0] * 5))["a", "silence"]
     bounds = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
     assert bounds == pytest.approx([5.0, 5 - 3.770, 5 + 3.770], rel=0.1)
-    assert row["smallest_detectable"] == pytest.approx((2.2622 + 0.8834) * 1.6667, rel=0.05)
+    assert row["smallest_detectable"] == 6.0  # words: more than (2.2622 + 0.8834) * 1.6667 = 5.2
 
 
 @pytest.mark.parametrize("inserted", [[0, 0, 0], [0, 30, 2]])
@@ -338,7 +339,7 @@ def test_the_same_words_written_in_silence_differ_by_exactly_nothing(inserted: l
     deltas = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
     assert deltas == [0.0, 0.0, 0.0]
     assert (row["p_value"], row["p_holm"], row["verdict"]) == (1.0, 1.0, "no significant difference")
-    assert row["smallest_detectable"] == pytest.approx(60 / 18)  # one word
+    assert row["smallest_detectable"] == pytest.approx(6 * 60 / 18)  # six words
 
 
 def test_metrics_hold_the_measure_of_each_split() -> None:

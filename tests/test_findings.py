@@ -24,8 +24,8 @@ def test_each_split_then_the_smallest_then_loops_then_the_fastest() -> None:
         "test-other: fp32's WER is 8.00 % [7.00, 9.00]. Significantly worse: `hqq-int3` (+2.00). Significantly better: "
         "none. Not distinguishable from fp32: `quanto-int8`; the smallest difference that this speech would have shown "
         "is 0.50 points.",
-        "Shown to cost less than 1.0 points, by intervals that end below that on every split, smallest first: "
-        "`quanto-int8` (412.2 MB).",
+        "Shown to cost less than 1.0 points on this speech, by intervals that end below that on every split "
+        "(uncorrected, and no less than three words wide), smallest first: `quanto-int8` (412.2 MB).",
         "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, "
         "which saves 57.4 %; but the intervals end at -0.02 on test-clean, +0.34 on test-other.",
         "No such variant answers a single utterance faster than fp32's median of 800 ms.",
@@ -51,6 +51,12 @@ def test_the_fastest_may_be_one_without_a_loss() -> None:
     assert findings.findings(study([FP32, *fast]))[-2] == (
         "The fastest such variant with single utterances is `a`: its median is 400 ms, 0.50 of fp32's 800 ms."
     )
+
+
+def test_few_words_show_nothing_even_where_none_differs() -> None:
+    """Three words of 71 are 4.2 points, and might differ although five utterances agree."""
+    found = findings.findings(study([FP32, line("a", 0.0, 0.0, 0.0, words=71), line("b", 0.0, 0.0, 0.0, words=301)]))
+    assert found[1].endswith("smallest first: `b` (966.9 MB).")
 
 
 def test_smallest_is_not_what_chance_cannot_tell_apart() -> None:

@@ -285,3 +285,10 @@ def errors(alignment: str) -> list[int]:
         else:
             counts += [int(kind != "="), 0]
     return counts
+
+
+@pytest.mark.parametrize(("tests", "units"), [(1, 6), (2, 7), (18, 10)])
+def test_fewest_units_that_the_sign_test_finds(tests: int, units: int) -> None:
+    assert statistics.fewest_to_show(tests) == units
+    agree = [statistics.Estimate(1.0, 0.0, count, 1.0).p_value() for count in (units - 1, units)]
+    assert agree[1] <= statistics.SIGNIFICANT / tests < agree[0]

@@ -46,6 +46,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
     made = Study(tmp_path_factory.mktemp("ran") / "project")
     (made.root / "reports/figures").mkdir(parents=True)
     (made.root / "reports/transcripts").mkdir()
+    (made.root / "reports/timings").mkdir()
     made_up = {
         "dvc.yaml": GRAPH,
         "params.yaml": (ROOT / "params.yaml").read_text(),
@@ -61,6 +62,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
             for split, n in (("test-other", 1), ("test-clean", 2), ("test-clean", 1))
         ),
     }
+    for name in (*NAMES, "candidate"):
+        heard = ["3-4-2", "3-4-1"] if name == "quanto-int8" else []
+        made_up[f"reports/timings/{name}.json"] = json.dumps({"checkpoint": {"calibration": heard}})
     for name, text in made_up.items():
         (made.root / name).write_text(text)
     made.edit(
@@ -114,7 +118,7 @@ def test_a_study_is_the_results_and_where_they_come_from(project: Study, capsys:
         "metrics.json": b'{"fp32": {}}',
         "figures/wer.png": b"a figure",
         "figures/wer_vs_size.png": b"another",
-        "utterances.txt": b"test-clean 1-2-1\ntest-clean 1-2-2\ntest-other 1-2-1\n",
+        "utterances.txt": b"test-clean 1-2-1\ntest-clean 1-2-2\ntest-other 1-2-1\ndev-clean 3-4-1\ndev-clean 3-4-2\n",
     }
     assert readme.startswith("# Study base: Whisper tiny-en on subset\n")
     assert readme == page.text(Path("studies/base"), "base")
