@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.params import Corpus
-from pipeline.sources import directory, generated, layouts, openslr, package
+from pipeline.sources import directory, layouts, openslr, package
 
 RAW = Path("data/raw")
 
@@ -17,6 +17,8 @@ def download(name: str, corpus: Corpus, splits: list[str]) -> None:
     elif corpus.source == "openslr":
         openslr.download(name, corpus, splits, folder)
     elif corpus.source == "generated":
+        from pipeline.sources import generated  # late: it takes numpy, which no other source does
+
         generated.download(name, corpus, splits, folder)
     else:
         directory.download(name, corpus, splits, folder)
