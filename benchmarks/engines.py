@@ -12,8 +12,6 @@ Needs `dvc repro download prepare fetch`, and for CTranslate2 a model of `source
 """
 
 import argparse
-import csv
-import io
 import statistics
 import tempfile
 import time
@@ -23,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pipeline import audio, corpus, decoding, fetch, files, machine, params, whisper
+from pipeline import audio, compare, corpus, decoding, fetch, files, machine, params, whisper
 from pipeline.audio import Samples
 from pipeline.quantize import BASELINE
 
@@ -158,11 +156,7 @@ def main() -> None:
             f"  {row['texts_differ']} texts differ"
         )
     if arguments.out:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        files.write_text(arguments.out, text.getvalue())
+        files.write_text(arguments.out, compare.to_csv(table))
 
 
 if __name__ == "__main__":
