@@ -10,15 +10,13 @@ Needs the variants' checkpoints: `dvc repro quantize quantize_candidate`.
 
 import argparse
 import gc
-import json
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.full_study import median
-from pipeline import backends, params
-from pipeline.checkpoint import MANIFEST
+from pipeline import backends, checkpoint, params
 from pipeline.params import BASELINE
 from pipeline.whisper import Whisper
 
@@ -29,8 +27,7 @@ POSITIONS = 64
 def load(name: str) -> Whisper:
     """Load a variant's checkpoint on the CPU."""
     folder = Path("models") / name
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return backends.get(manifest["variant"]["backend"]).load(folder, "cpu")
+    return backends.get(checkpoint.verify(folder)["variant"]["backend"]).load(folder, "cpu")
 
 
 @torch.no_grad()

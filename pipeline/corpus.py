@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,8 @@ def _utterance(row: dict[str, Any]) -> Utterance:
     return Utterance(**row, flac=audio["bytes"])
 
 
-def count(folder: Path) -> int:
-    """Count the utterances of `folder` without reading their audio."""
+def count(shards: Iterable[Path]) -> int:
+    """Count the utterances of shards without reading their audio."""
     import pyarrow.parquet
 
-    return sum(pyarrow.parquet.read_metadata(shard).num_rows for shard in shards(folder))
+    return sum(pyarrow.parquet.read_metadata(shard).num_rows for shard in shards)

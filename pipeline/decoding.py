@@ -84,8 +84,7 @@ def tokens(
 ) -> list[list[list[int]]]:
     """Return the tokens of each utterance's windows of at most 30 s."""
     pieces = [audio.windows(corpus.samples(utterance)) for utterance in batch]
-    flat = [window for windows in pieces for window in windows]
-    features = audio.log_mel(flat, model.config.num_mel_bins).to(model.device)
+    features = _features(model, [window for windows in pieces for window in windows])
     rows = iter(greedy(model, features, vocabulary, max_new_tokens))
     return [[next(rows) for _ in windows] for windows in pieces]
 
@@ -97,7 +96,7 @@ def joined(windows: Iterable[Sequence[int]], vocabulary: Vocabulary) -> str:
 
 def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Return the first 30 s as features (1, mels, frames), and prompt and greedy tokens (1, positions) of the model."""
-    features = audio.log_mel(audio.windows(corpus.samples(utterance))[:1], model.config.num_mel_bins).to(model.device)
+    features = _features(model, audio.windows(corpus.samples(utterance))[:1])
     (tokens,) = greedy(model, features, vocabulary, model.config.max_target_positions)
     return features, torch.tensor([vocabulary.prompt + tokens], device=model.device)
 
@@ -139,6 +138,10 @@ def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tok
                 heard.drop(empty, last, count)
         tokens = best[:count, None]
     return results
+
+
+def _features(model: Whisper, windows: list[audio.Samples]) -> Tensor:
+    return audio.log_mel(windows, model.config.num_mel_bins).to(model.device)
 
 
 def _barrier(model: Whisper, tokens: list[int]) -> Tensor:

@@ -1,10 +1,14 @@
 """One error for the mistakes a user can mend, and the frame every stage runs in."""
 
 import contextlib
+import ctypes
 import difflib
 import errno
+import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -26,10 +30,13 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Run a stage's `main`: a user's mistake, a full disk and Ctrl-C become one line and a non-zero exit.
+    """Run a stage's `main`: a user's mistake, a full disk, Ctrl-C and `kill` become one line and a non-zero exit.
 
     Everything else is a bug and keeps its traceback.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if "DVC_STAGE" in os.environ:
+        _end_with_parent()
     try:
         yield
     except KeyboardInterrupt:
@@ -42,6 +49,17 @@ def stage(name: str) -> Iterator[None]:
         # A failed copy names its source first.
         where = getattr(error, "filename2", None) or getattr(error, "filename", None) or "the project's folder"
         sys.exit(_say(name, f"the disk is full while writing {where}: free some space and run it again", 1))
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """Ask for a SIGTERM when DVC is killed, whose next run would write the same files as this stage does (Linux)."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _say(name: str, sentence: str, status: int) -> int:

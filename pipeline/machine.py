@@ -46,13 +46,19 @@ def synchronize(device: str) -> None:
 
 def peak_memory(device: str) -> dict[str, float | None]:
     """Return the most memory that this process has held so far, resident and on the GPU, in MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     on_gpu = None
     if device != "cpu":
         import torch
 
         on_gpu = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return {"peak_rss_mb": round(peak / 1e6, 1), "peak_gpu_mb": on_gpu}
+    return {"peak_rss_mb": round(_peak_resident() / 1e6, 1), "peak_gpu_mb": on_gpu}
+
+
+def _peak_resident() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's figure is inherited from the process that started this one
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ Usage: python -m pipeline.transcribe VARIANT
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,33 @@ from pipeline import errors, files, params
 from pipeline.corpus import Utterance
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from pipeline.decoding import Vocabulary
+    from pipeline.pieces import Pieces
     from pipeline.whisper import Whisper
 
 PERCENTILES = (50, 90, 95)
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    """A loaded checkpoint, and how it decodes."""
+
+    model: "Whisper"
+    vocabulary: "Vocabulary"
+    max_new_tokens: int
+    device: str
+
+    def timed(self, batch: Sequence[Utterance]) -> tuple[list[str], float]:
+        """Return each utterance's text, and the seconds for all of them: features included, and the GPU's work done."""
+        from pipeline import decoding, machine
+
+        machine.synchronize(self.device)
+        started = time.perf_counter()
+        texts = decoding.texts(self.model, batch, self.vocabulary, self.max_new_tokens)
+        machine.synchronize(self.device)
+        return texts, time.perf_counter() - started
 
 
 def main(name: str) -> None:
@@ -29,113 +53,132 @@ def main(name: str) -> None:
     settings.variant(name)
 
     import torch
-    from tqdm import tqdm
 
     from pipeline import backends, checkpoint, corpus, decoding, machine
+    from pipeline.pieces import Pieces
 
-    folder = Path("models") / name
+    folder, output = Path("models") / name, Path(f"reports/transcripts/{name}.jsonl")
     manifest = checkpoint.verify(folder)
     backend = manifest["variant"]["backend"]
     device = machine.device(settings.device, backend)
+    vocabulary = decoding.Vocabulary.read(
+        folder, settings.decoding.language, settings.decoding.task, settings.decoding.suppress_non_speech
+    )
+    pieces = Pieces(output, manifest, device, settings.decoding, settings.latency)
     torch.manual_seed(settings.decoding.seed)
     started = time.perf_counter()
     model = backends.get(backend).load(folder, device)
     loaded = time.perf_counter() - started
-    vocabulary = decoding.Vocabulary.read(
-        folder, settings.decoding.language, settings.decoding.task, settings.decoding.suppress_non_speech
+    transcriber = Transcriber(model, vocabulary, settings.decoding.max_new_tokens, device)
+
+    transcriber.timed(corpus.some(corpus.CORPUS, 1))  # kernels are chosen and packed at first use
+    alone: dict[str, Any] = pieces.once(
+        "alone",
+        lambda: {
+            "load_s": round(loaded, 3),
+            "latency": latency(name, transcriber, settings.latency),
+            "memory": machine.peak_memory(device),  # before batches need more
+        },
     )
-    limit = settings.decoding.max_new_tokens
+    done = shards(name, transcriber, settings.decoding.batch_size, pieces)
 
-    single = latency(name, model, vocabulary, limit, device, settings.latency)
-    memory = machine.peak_memory(device)  # before batches need more
-
-    rows: list[dict[str, str | float]] = []
-    audio = spent = 0.0
-    progress = tqdm(total=corpus.count(corpus.CORPUS), unit="utt", desc=name, disable=None)
-    for shard in corpus.shards(corpus.CORPUS):
-        for batch in decoding.batches(corpus.read_shard(shard), settings.decoding.batch_size):
-            with stopwatch(device) as seconds:
-                texts = decoding.texts(model, batch, vocabulary, limit)
-            spent += seconds[0]
-            audio += sum(utterance.duration for utterance in batch)
-            rows += [_row(utterance, text) for utterance, text in zip(batch, texts, strict=True)]
-            progress.update(len(batch))
-            progress.set_postfix_str(f"RTFx {audio / spent:.1f}")
-    progress.close()
-    rows.sort(key=lambda row: (row["split"], row["id"]))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_text(Path(f"reports/transcripts/{name}.jsonl"), lines)
+    rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
+    audio, spent = (sum(piece[key] for piece in done) for key in ("audio_s", "transcribe_s"))
+    files.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     files.write_json(
         Path(f"reports/timings/{name}.json"),
         {
             "device": device,
             "batch_size": settings.decoding.batch_size,
             "audio_s": round(audio, 3),
-            "load_s": round(loaded, 3),
+            "load_s": alone["load_s"],
             "transcribe_s": round(spent, 3),
             "rtfx": round(audio / spent, 2),
-            "latency": summary(single, {str(row["id"]): str(row["pred_text"]) for row in rows})
+            "latency": summary(alone["latency"], {str(row["id"]): str(row["pred_text"]) for row in rows})
             | {"threads": settings.latency.threads},
-            **memory,
-            **{f"pass_{key}": value for key, value in machine.peak_memory(device).items()},
+            **alone["memory"],
+            **{
+                f"pass_{key}": None if value is None else max(piece["memory"][key] for piece in done)
+                for key, value in alone["memory"].items()
+            },
             **machine.describe(device),
             "checkpoint": {key: manifest[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
         },
     )
-    print(f"{name}: {len(rows)} utterances, RTFx {audio / spent:.1f} on {device}")
+    pieces.remove()
+    print(f"{name}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
 
 
-def latency(
-    name: str, model: "Whisper", vocabulary: "Vocabulary", limit: int, device: str, settings: params.Latency
-) -> list[tuple[str, str, float]]:
+def latency(name: str, transcriber: Transcriber, settings: params.Latency) -> list[dict[str, Any]]:
     """Transcribe utterances one at a time; return id, text and seconds of each, features included.
 
-    One more comes first and is not counted: kernels are chosen and packed at first use.
+    One more comes first and is not counted, as kernels may be packed anew for other threads.
     """
     import torch
     from tqdm import tqdm
 
-    from pipeline import corpus, decoding
+    from pipeline import corpus
 
     utterances = corpus.some(corpus.CORPUS, settings.utterances)
     single = []
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        decoding.texts(model, utterances[-1:], vocabulary, limit)
+        transcriber.timed(utterances[-1:])
         end = time.perf_counter() + settings.seconds
         for utterance in tqdm(utterances, unit="utt", desc=f"{name}, one at a time", disable=None):
             if time.perf_counter() > end:
                 break
-            with stopwatch(device) as seconds:
-                (text,) = decoding.texts(model, [utterance], vocabulary, limit)
-            single.append((utterance.id, text, seconds[0]))
+            (text,), spent = transcriber.timed([utterance])
+            single.append({"id": utterance.id, "text": text, "seconds": spent})
     finally:
         torch.set_num_threads(threads)
     return single
 
 
-def summary(single: Sequence[tuple[str, str, float]], texts: dict[str, str]) -> dict[str, Any]:
+def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str, Any]:
     """Return the percentiles in ms, of how many utterances, and how many of them have another text in a batch."""
-    seconds = [spent for _, _, spent in single]
+    seconds = [one["seconds"] for one in single]
     return {
         **{f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 1) for p in PERCENTILES},
         "utterances": len(single),
-        "other_texts": sum(text != texts[utterance] for utterance, text, _ in single),
+        "other_texts": sum(one["text"] != texts[one["id"]] for one in single),
     }
 
 
-@contextmanager
-def stopwatch(device: str) -> Iterator[list[float]]:
-    """Time the block, on a GPU until it has done its work; the list given holds the seconds afterwards."""
-    from pipeline import machine
+def shards(name: str, transcriber: Transcriber, batch_size: int, pieces: "Pieces") -> list[dict[str, Any]]:
+    """Transcribe the corpus shard by shard, those aside that an interrupted run has finished; return their pieces."""
+    from tqdm import tqdm
 
-    machine.synchronize(device)
-    seconds: list[float] = []
-    started = time.perf_counter()
-    yield seconds
-    machine.synchronize(device)
-    seconds.append(time.perf_counter() - started)
+    from pipeline import corpus
+    from pipeline.pieces import name as piece
+
+    all_of_them = corpus.shards(corpus.CORPUS)
+    kept = corpus.count(shard for shard in all_of_them if piece(shard) in pieces)
+    if kept:
+        print(f"{name}: kept {kept:,} utterances that an interrupted run has transcribed")
+    with tqdm(total=corpus.count(all_of_them), initial=kept, unit="utt", desc=name, disable=None) as progress:
+        return [
+            pieces.once(piece(shard), partial(transcribe_shard, shard, transcriber, batch_size, progress))
+            for shard in all_of_them
+        ]
+
+
+def transcribe_shard(shard: Path, transcriber: Transcriber, batch_size: int, progress: "tqdm[Any]") -> dict[str, Any]:
+    """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
+    from pipeline import corpus, decoding, machine
+
+    rows: list[dict[str, str | float]] = []
+    audio = spent = 0.0
+    for batch in decoding.batches(corpus.read_shard(shard), batch_size):
+        texts, seconds = transcriber.timed(batch)
+        spent += seconds
+        audio += sum(utterance.duration for utterance in batch)
+        rows += [_row(utterance, text) for utterance, text in zip(batch, texts, strict=True)]
+        progress.update(len(batch))
+        progress.set_postfix_str(f"RTFx {audio / spent:.1f}")
+    memory = machine.peak_memory(transcriber.device)
+    return {"rows": rows, "audio_s": audio, "transcribe_s": spent, "memory": memory}
 
 
 def _row(utterance: Utterance, text: str) -> dict[str, str | float]:

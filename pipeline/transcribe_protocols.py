@@ -7,12 +7,20 @@ are no speech may be written, and how many tokens a loop may go on for. `score_p
 
 import argparse
 import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import errors, files, params
-from pipeline.params import BASELINE
+from pipeline.params import BASELINE, Decoding
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from pipeline.decoding import Vocabulary
+    from pipeline.whisper import Whisper
+
+Line = dict[str, Any]
 
 TRANSCRIPTS = Path("reports/protocols.jsonl")
 
@@ -20,46 +28,71 @@ TOKENS = (444, 225)
 """All positions that a prompt of four tokens leaves, and about half of them, which examples of Transformers set."""
 
 
-def lines(settings: params.Params) -> Iterator[dict[str, Any]]:
-    """Yield a transcript line per utterance and protocol, in no order.
+def main() -> None:
+    """Write reports/protocols.jsonl, sorted by split, id and protocol."""
+    settings = params.read()
 
-    Greedy decoding to fewer tokens is the beginning of greedy decoding to more: one pass serves both limits.
-    """
     from tqdm import tqdm
 
     from pipeline import checkpoint, corpus, decoding, machine, whisper
+    from pipeline.pieces import Pieces, name
 
     folder = Path("models") / BASELINE
-    checkpoint.verify(folder)
-    model = whisper.load(folder, machine.device(settings.device, "none"))
+    device = machine.device(settings.device, "none")
     own = settings.decoding
-    limits = sorted({own.max_new_tokens, *TOKENS})
-    with tqdm(total=2 * corpus.count(corpus.CORPUS), unit="utt", desc="protocols", disable=None) as progress:
-        for suppress in (True, False):
-            vocabulary = decoding.Vocabulary.read(folder, own.language, own.task, suppress)
-            for shard in corpus.shards(corpus.CORPUS):
-                for batch in decoding.batches(corpus.read_shard(shard), own.batch_size):
-                    found = decoding.tokens(model, batch, vocabulary, limits[-1])
-                    for utterance, windows in zip(batch, found, strict=True):
-                        for limit in limits:
-                            yield {
-                                "id": utterance.id,
-                                "split": utterance.split,
-                                "speaker": utterance.speaker,
-                                "duration": utterance.duration,
-                                "suppress_non_speech": suppress,
-                                "max_new_tokens": limit,
-                                "text": utterance.text,
-                                "pred_text": decoding.joined((window[:limit] for window in windows), vocabulary),
-                            }
-                    progress.update(len(batch))
-
-
-def main() -> None:
-    """Write reports/protocols.jsonl, sorted by split, id and protocol."""
+    vocabularies = {
+        suppress: decoding.Vocabulary.read(folder, own.language, own.task, suppress) for suppress in (True, False)
+    }
+    pieces = Pieces(TRANSCRIPTS, checkpoint.verify(folder), device, own)
+    model = whisper.load(folder, device)
+    names = {
+        (suppress, shard): f"{name(shard)}-{suppress}"
+        for suppress in vocabularies
+        for shard in corpus.shards(corpus.CORPUS)
+    }
+    kept = corpus.count(shard for (_, shard), piece in names.items() if piece in pieces)
+    table: list[Line] = []
+    with tqdm(
+        total=corpus.count(shard for _, shard in names), initial=kept, unit="utt", desc="protocols", disable=None
+    ) as progress:
+        for (suppress, shard), piece in names.items():
+            found = partial(lines, shard, suppress, model, vocabularies[suppress], own, progress)
+            table += pieces.once(piece, found)
     order = ("split", "id", "suppress_non_speech", "max_new_tokens")
-    table = sorted(lines(params.read()), key=lambda line: [line[key] for key in order])
+    table.sort(key=lambda line: [line[key] for key in order])
     files.write_text(TRANSCRIPTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in table))
+    pieces.remove()
+
+
+def lines(
+    shard: Path, suppress: bool, model: "Whisper", vocabulary: "Vocabulary", own: Decoding, progress: "tqdm[Any]"
+) -> list[Line]:
+    """Return a transcript line per utterance of a shard and limit of tokens, in no order.
+
+    Greedy decoding to fewer tokens is the beginning of greedy decoding to more: one pass serves all limits.
+    """
+    from pipeline import corpus, decoding
+
+    limits = sorted({own.max_new_tokens, *TOKENS})
+    table = []
+    for batch in decoding.batches(corpus.read_shard(shard), own.batch_size):
+        found = decoding.tokens(model, batch, vocabulary, limits[-1])
+        table += [
+            {
+                "id": utterance.id,
+                "split": utterance.split,
+                "speaker": utterance.speaker,
+                "duration": utterance.duration,
+                "suppress_non_speech": suppress,
+                "max_new_tokens": limit,
+                "text": utterance.text,
+                "pred_text": decoding.joined((window[:limit] for window in windows), vocabulary),
+            }
+            for utterance, windows in zip(batch, found, strict=True)
+            for limit in limits
+        ]
+        progress.update(len(batch))
+    return table
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def test_walk_follows_what_a_run_imports() -> None:
         "pipeline/files.py",
         "pipeline/machine.py",
         "pipeline/params.py",
+        "pipeline/pieces.py",
     }
     assert imports("pipeline/backends/none.py") == {
         "pipeline/backends/__init__.py",

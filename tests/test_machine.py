@@ -85,9 +85,7 @@ def test_peak_memory_counts_what_is_touched() -> None:
         "import torch; from pipeline.machine import peak_memory; before = peak_memory('cpu'); torch.ones(75_000_000); "
         "after = peak_memory('cpu'); print(before['peak_gpu_mb'], after['peak_rss_mb'] - before['peak_rss_mb'])"
     )
-    # By way of a shell, as DVC does: a process inherits the peak of the one it was forked from, which is large here.
-    shell = ["sh", "-c", '"$0" -c "$1"; true', sys.executable, code]
-    ended = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, check=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     on_gpu, more = ended.stdout.split()
     assert on_gpu == "None"
     assert float(more) == pytest.approx(300, abs=30)

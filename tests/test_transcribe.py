@@ -1,12 +1,16 @@
+import importlib.metadata
 import json
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from pipeline import corpus, decoding, quantize, transcribe, whisper
+from pipeline import corpus, decoding, pieces, quantize, transcribe, whisper
 from pipeline.errors import UserError
 from tests import toy
 from tests.conftest import Project
@@ -91,8 +95,8 @@ def test_latency_is_of_single_utterances_in_fixed_threads(project: Project, monk
     before = torch.get_num_threads()
     project.set(latency={"utterances": 3, "seconds": 60, "threads": before + 1})
     transcribe.main("fp32")
-    assert seen[:4] == [(1, before + 1)] * 4  # one to warm up, and three
-    assert seen[4:] == [(1, before), (2, before), (1, before), (1, before)]  # shard by shard
+    assert seen[:5] == [(1, before)] + [(1, before + 1)] * 4  # one each to warm up, and three
+    assert seen[5:] == [(1, before), (2, before), (1, before), (1, before)]  # shard by shard
     timings = json.loads((project.root / "reports/timings/fp32.json").read_text())
     assert timings["latency"]["utterances"] == 3
 
@@ -114,8 +118,167 @@ def test_a_variant_that_is_slow_is_measured_on_fewer_utterances(
     assert single["p50_ms"] >= 600
 
 
+class StoppedError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
+    """Let decoding end the run at call number `calls`; return a list that fills with the ids that it was asked for."""
+    asked: list[str] = []
+    texts = decoding.texts
+
+    def some(model: whisper.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[str]:
+        if calls and len(asked) >= calls:
+            raise StoppedError
+        asked.extend(utterance.id for utterance in batch)
+        return texts(model, batch, *rest)
+
+    monkeypatch.setattr(decoding, "texts", some)
+    return asked
+
+
+def outputs(project: Project, name: str = "fp32") -> dict[str, Any]:
+    """Return what a finished run leaves in reports/."""
+    folder = project.root / "reports"
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        f"timings/{name}.json",
+        f"transcripts/{name}.jsonl",
+    ]
+    return {
+        "transcripts": (folder / f"transcripts/{name}.jsonl").read_bytes(),
+        "timings": json.loads((folder / f"timings/{name}.json").read_text()),
+    }
+
+
+ALONE = 7
+"""Utterances that are transcribed one at a time, two of them to warm up."""
+
+
+@pytest.fixture
+def stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Return the project after a run that ended in its last shard: a-1 and b-1 to b-3 of the first two were ready."""
+    with monkeypatch.context() as patch:
+        shards = (project.root / "data/corpus").rglob("*.parquet")
+        assert sorted(shard.parent.name + shard.stem for shard in shards) == [
+            *("test-a00000", "test-b00000", "test-b00001"),
+        ]
+        asked = interrupt(patch, ALONE + 4)
+        with pytest.raises(StoppedError):
+            transcribe.main("fp32")
+        assert sorted(asked[ALONE:]) == ["a-1", "b-1", "b-2", "b-3"]
+    return project
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    stopped: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list((stopped.root / "reports/transcripts").glob("*")) == [
+        stopped.root / "reports/transcripts/.fp32.jsonl.pieces"
+    ]
+    asked = interrupt(monkeypatch, 0)
+    transcribe.main("fp32")
+    assert asked[1:] == ["b-0"]  # one to warm up, and the last shard
+    assert capsys.readouterr().out.startswith("fp32: kept 4 utterances that an interrupted run has transcribed\n")
+    resumed = outputs(stopped)
+    transcribe.main("fp32")
+    whole = outputs(stopped)
+    assert resumed["transcripts"] == whole["transcripts"]
+    assert resumed["timings"]["audio_s"] == whole["timings"]["audio_s"] == 5.25
+    assert resumed["timings"]["latency"]["utterances"] == 5
+    assert len(asked) == 2 + ALONE + 5
+
+
+def _other_settings(project: Project, _: pytest.MonkeyPatch) -> None:
+    project.set(decoding__max_new_tokens=5)
+
+
+def _other_batches(project: Project, _: pytest.MonkeyPatch) -> None:
+    project.set(decoding__batch_size=3)
+
+
+def _other_latency(project: Project, _: pytest.MonkeyPatch) -> None:
+    project.set(latency__seconds=50)
+
+
+def _other_model(project: Project, _: pytest.MonkeyPatch) -> None:
+    weights = project.root / "models/baseline/model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.decoder.layer_norm.bias"] += 0.5
+    save_file(tensors, weights, {"format": "pt"})
+    quantize.main("fp32")
+
+
+def _other_corpus(project: Project, _: pytest.MonkeyPatch) -> None:
+    toy.speech(project.root / "data/corpus/test-b/00000.parquet", "test-b", {"b-3": 1.5, "b-2": 0.5, "b-1": 1.0})
+
+
+def _other_library(_: Project, patch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+    patch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "torch" else version(name))
+
+
+def _other_code(project: Project, patch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(Path(pieces.__file__).parent, project.root / "pipeline")
+    with (project.root / "pipeline/backends/none.py").open("a") as file:
+        file.write("# A remark\n")
+    patch.setattr(pieces, "__file__", str(project.root / "pipeline/pieces.py"))
+
+
+def _other_threads(_: Project, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch, "get_num_threads", lambda: 64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _other_settings,
+        _other_batches,
+        _other_latency,
+        _other_model,
+        _other_corpus,
+        _other_library,
+        _other_code,
+        _other_threads,
+    ],
+    ids=lambda change: change.__name__.removeprefix("_other_"),
+)
+def test_after_a_change_an_interrupted_run_starts_afresh(
+    change: Callable[[Project, pytest.MonkeyPatch], None],
+    stopped: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change(stopped, monkeypatch)
+    capsys.readouterr()
+    asked = interrupt(monkeypatch, 0)
+    transcribe.main("fp32")
+    assert len(asked) == ALONE + 5
+    assert "kept" not in capsys.readouterr().out
+    mixed = outputs(stopped)["transcripts"]
+    transcribe.main("fp32")
+    assert outputs(stopped)["transcripts"] == mixed
+
+
+def test_a_piece_that_was_cut_short_is_made_again(stopped: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece = stopped.root / "reports/transcripts/.fp32.jsonl.pieces/piece-test-a-00000.json"
+    piece.write_bytes(piece.read_bytes()[:-10])
+    asked = interrupt(monkeypatch, 0)
+    transcribe.main("fp32")
+    assert asked[1:] == ["a-1", "b-0"]
+
+
+@pytest.mark.usefixtures("stopped")
+def test_variants_keep_pieces_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = interrupt(monkeypatch, 0)
+    transcribe.main("hqq-int4")
+    assert len(asked) == ALONE + 5
+    asked.clear()
+    transcribe.main("fp32")
+    assert asked[1:] == ["b-0"]
+
+
 def test_percentiles_and_texts_that_differ_in_a_batch() -> None:
-    single = [(str(n), "said", n / 10) for n in range(1, 12)]  # 100 ms to 1,100 ms
+    single = [{"id": str(n), "text": "said", "seconds": n / 10} for n in range(1, 12)]  # 100 ms to 1,100 ms
     texts = {str(n): "said" for n in range(1, 12)} | {"3": "other"}
     assert transcribe.summary(single, texts) == {
         "p50_ms": 600.0,

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,30 @@ def test_every_protocol_says_what_a_pass_of_its_own_would_say(project: Project) 
                 (alone,) = decoding.texts(model, [utterance], vocabulary, line["max_new_tokens"])
                 assert line["pred_text"] == alone
                 assert (line["text"], line["duration"]) == (utterance.text, utterance.duration)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    transcribe_protocols.main()
+    file = project.root / "reports/protocols.jsonl"
+    whole = file.read_bytes()
+    tokens = decoding.tokens
+    left = 5  # batches: with suppression four, without it one of four
+
+    def some(*arguments: Any) -> list[list[list[int]]]:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return tokens(*arguments)
+
+    monkeypatch.setattr(decoding, "tokens", some)
+    with pytest.raises(KeyboardInterrupt):
+        transcribe_protocols.main()
+    left = 3  # no more are needed
+    transcribe_protocols.main()
+    assert left == 0
+    assert file.read_bytes() == whole
+    assert sorted(path.name for path in (project.root / "reports").iterdir()) == ["protocols.jsonl"]
 
 
 def test_the_studys_own_protocol_is_among_them(project: Project) -> None:

@@ -1,0 +1,81 @@
+"""Finished pieces of a long stage's output, kept beside it until the whole is written: a crash costs one piece.
+
+DVC removes the outs of a stage before it runs the stage; the pieces are none of them, so the next run finds them.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import corpus, files, machine
+from pipeline.params import Decoding, Latency
+
+T = TypeVar("T")
+
+_LIBRARIES = ("numpy", "pyarrow", "safetensors", "soundfile", "tokenizers")
+"""Those that have a part in the text of an utterance, besides the ones that `machine.describe` lists."""
+
+
+class Pieces:
+    """JSON values by name, in the folder `.<output>.pieces`.
+
+    They are valid for one checkpoint, corpus, device, machine and version of code, libraries and settings. Pieces of
+    another are removed, so that no output is ever put together from two.
+    """
+
+    def __init__(self, output: Path, checkpoint: dict[str, Any], device: str, *settings: Decoding | Latency) -> None:
+        """Find what an interrupted run has left for `output`; `checkpoint` is the manifest, with its files' digests."""
+        package = Path(__file__).parent
+        key = {
+            "checkpoint": checkpoint,
+            "corpus": _digest(corpus.shards(corpus.CORPUS)),
+            "device": device,
+            "settings": [dataclasses.asdict(setting) for setting in settings],
+            "code": _digest(sorted(package.rglob("*.py"))),
+            "libraries": {library: importlib.metadata.version(library) for library in _LIBRARIES},
+            **machine.describe(device),
+        }
+        self._folder = output.with_name(f".{output.name}.pieces")
+        if _read(self._folder / "key.json") != key:
+            self.remove()
+            files.write_json(self._folder / "key.json", key)
+
+    def __contains__(self, name: str) -> bool:
+        return _read(self._file(name)) is not None
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return the piece `name` if it is here, else make and keep it; it holds what JSON holds, and is not None."""
+        found: T | None = _read(self._file(name))
+        if found is None:
+            found = make()
+            files.write_json(self._file(name), found)
+        return found
+
+    def remove(self) -> None:
+        """Remove all pieces: the output that they were kept for is there."""
+        files.remove(self._folder)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"piece-{name}.json"
+
+
+def name(shard: Path) -> str:
+    """Name the piece that a shard of the corpus becomes."""
+    return shard.relative_to(corpus.CORPUS).with_suffix("").as_posix().replace("/", "-")
+
+
+def _digest(paths: list[Path]) -> str:
+    digests = "".join(f"{path} {files.sha256(path)}\n" for path in paths)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _read(file: Path) -> Any:
+    """Return what a file holds; None where there is none, or what there is was cut short by a power failure."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
