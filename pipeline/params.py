@@ -61,15 +61,20 @@ class Model:
 class Corpus:
     """Where speech with transcripts comes from, and which of it is scored."""
 
-    source: Literal["openslr", "package", "directory", "generated"]
+    source: Literal["openslr", "package", "directory", "hub", "generated"]
     splits: list[str]
     limit: int | None = None
-    """Utterances of each split; None = all. Of source `generated` there are as many as this says."""
+    """Utterances of each split, of all speakers alike; None = all. Source `generated` makes as many as this says."""
     seed: int = 0
     """What source `generated` starts from; the others need none."""
     path: str | None = None
     url: list[str] | str | None = None
+    """Where the archives are; the others of a list are mirrors of the first."""
+    repo: str | None = None
+    revision: str | None = None
     files: Files = field(default_factory=dict)
+    utterances: dict[str, int] = field(default_factory=dict)
+    """Split -> number of utterances that the publisher tells; one that has not so many is refused."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,7 @@ def _corpus(name: str, entry: Any) -> Corpus:
         "openslr": ("url", "files"),
         "package": ("path", "files"),
         "directory": ("path",),
+        "hub": ("repo", "revision", "files"),
         "generated": ("limit",),
     }[corpus.source]
     _check_needed(f"corpus {name!r}", corpus, needed)
@@ -339,5 +345,5 @@ def _words(hint: Any) -> str:
     if origin is list:
         return f"a list, each {_words(inner[0])}"
     if origin is dict:
-        return "a map of file names to SHA-256 digests"
+        return "a map of splits to whole numbers" if inner[1] is int else "a map of file names to SHA-256 digests"
     return {int: "a whole number", str: "a text", bool: "true or false", type(None): "null"}[hint]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,26 @@ def select(speakers: Mapping[str, str], limit: int | None, seed: int) -> list[st
     return sorted(list(rounds)[:limit])
 
 
-def chosen(recordings: Mapping[str, layouts.Recording], limit: int | None, seed: int) -> list[layouts.Recording]:
-    """Return the recordings whose ids `select` chooses, sorted by id."""
+@dataclass(frozen=True)
+class Chosen:
+    """The recordings whose ids `select` chose, sorted by id, and how many it chose from."""
+
+    recordings: list[layouts.Recording]
+    of: int
+
+    @property
+    def ids(self) -> set[str]:
+        return {recording.id for recording in self.recordings}
+
+
+def choose(recordings: Mapping[str, layouts.Recording], limit: int | None, seed: int) -> Chosen:
+    """Choose up to `limit` recordings, as many of each speaker as can be."""
     speakers = {utterance: recording.speaker for utterance, recording in recordings.items()}
-    return [recordings[utterance] for utterance in select(speakers, limit, seed)]
+    return Chosen([recordings[utterance] for utterance in select(speakers, limit, seed)], len(recordings))
 
 
-def scored(name: str, entry: params.Corpus, split: str) -> list[layouts.Recording]:
-    """List the recordings of a split that is scored; raise UserError where a transcript is missing.
+def scored(name: str, entry: params.Corpus, split: str) -> Chosen:
+    """Choose the recordings of a split that is scored; raise UserError where a transcript is missing.
 
     In generated sound nothing is said, so that its transcripts are known to be empty.
     """
@@ -60,18 +73,18 @@ def scored(name: str, entry: params.Corpus, split: str) -> list[layouts.Recordin
             f"corpus {name!r}: utterance {bare[0]!r} of split {split!r} has audio, but no transcript "
             f"({len(bare):,} of {len(recordings):,} have none); a split without transcripts cannot be scored"
         )
-    return chosen(recordings, entry.limit, seed=0)
+    return choose(recordings, entry.limit, seed=0)
 
 
-def calibrating(settings: params.Calibration, entry: params.Corpus) -> list[layouts.Recording]:
-    """List the recordings that calibrate; raise UserError when there are fewer than asked for."""
+def calibrating(settings: params.Calibration, entry: params.Corpus) -> Chosen:
+    """Choose the recordings that calibrate; raise UserError when there are fewer than asked for."""
     recordings = sources.recordings(settings.corpus, entry, settings.split)
     if len(recordings) < settings.utterances:
         raise UserError(
             f"calibration: {settings.utterances:,} utterances are asked for, but split {settings.split!r} of corpus "
             f"{settings.corpus!r} has {len(recordings):,}; lower calibration.utterances"
         )
-    return chosen(recordings, settings.utterances, settings.seed)
+    return choose(recordings, settings.utterances, settings.seed)
 
 
 def rows(folder: Path, archives: list[Path], split: str, recordings: list[layouts.Recording]) -> Iterator[Row]:
@@ -122,8 +135,11 @@ def shards(table: Iterable[Row]) -> Iterator[list[Row]]:
         yield shard
 
 
-def schema() -> "pyarrow.Schema":
-    """Return the shards' schema, with the metadata by which `datasets` knows the audio column as Audio."""
+def schema(split_utterances: int) -> "pyarrow.Schema":
+    """Return the shards' schema, with the metadata by which `datasets` knows the audio column as Audio.
+
+    `split_utterances` is what the shards' utterances were chosen from.
+    """
     import pyarrow
 
     columns = {
@@ -137,20 +153,23 @@ def schema() -> "pyarrow.Schema":
     features["duration"]["dtype"] = "float64"
     features["audio"] = {"sampling_rate": audio.RATE, "_type": "Audio"}
     sound = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        corpus.SPLIT_UTTERANCES: str(split_utterances),
+    }
     return pyarrow.schema({**columns, "audio": sound}, metadata=metadata)
 
 
-def write(folder: Path, name: str, entry: params.Corpus, split: str, recordings: list[layouts.Recording]) -> None:
-    """Write `recordings` to `folder` as 00000.parquet, 00001.parquet, ..."""
+def write(folder: Path, name: str, entry: params.Corpus, split: str, chosen: Chosen) -> None:
+    """Write the chosen recordings to `folder` as 00000.parquet, 00001.parquet, ..."""
     import pyarrow
     import pyarrow.parquet
 
     folder.mkdir(parents=True)
-    table = rows(folder, sources.archives(name, entry, split), split, recordings)
+    table = rows(folder, sources.archives(name, entry, split), split, chosen.recordings)
     for number, shard in enumerate(shards(table)):
         pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(shard, schema=schema()),
+            pyarrow.Table.from_pylist(shard, schema=schema(chosen.of)),
             folder / f"{number:05}.parquet",
             row_group_size=ROW_GROUP,
             compression="none",  # the audio, nearly all of it, is compressed already
@@ -166,20 +185,21 @@ def main() -> None:
     # List everything first: a wrong setting is told before the minutes of decoding.
     splits = {split: scored(name, entry, split) for split in entry.splits}
     calibrate = calibrating(calibration, calibration_entry)
-    both = {r.id for r in calibrate} & {r.id for recordings in splits.values() for r in recordings}
+    both = calibrate.ids & {utterance for chosen in splits.values() for utterance in chosen.ids}
     if both:  # the same speech by another name
         raise UserError(
             f"calibration: utterance {min(both)!r} is one that is scored; calibrate on another split, "
             "or the scores would be tuned on their own audio"
         )
     with files.aside(corpus.CORPUS) as partial:
-        for split, recordings in splits.items():
-            write(partial / split, name, entry, split, recordings)
+        for split, chosen in splits.items():
+            write(partial / split, name, entry, split, chosen)
     with files.aside(corpus.CALIBRATION) as partial:
         write(partial, calibration.corpus, calibration_entry, calibration.split, calibrate)
-    for split, recordings in splits.items():
-        print(f"{corpus.CORPUS / split}: {len(recordings):,} utterances")
-    print(f"{corpus.CALIBRATION}: {len(calibrate):,} utterances")
+    for split, chosen in splits.items():
+        of = f" of {chosen.of:,}, of all speakers alike" if len(chosen.recordings) < chosen.of else ""
+        print(f"{corpus.CORPUS / split}: {len(chosen.recordings):,} utterances{of}")
+    print(f"{corpus.CALIBRATION}: {len(calibrate.recordings):,} utterances")
 
 
 if __name__ == "__main__":

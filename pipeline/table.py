@@ -7,7 +7,7 @@ import argparse
 import csv
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,8 @@ class Result:
     smallest_detectable: float | None
     """None for fp32."""
     rtfx: float
+    split_utterances: int | None = field(default=None, kw_only=True)
+    """Utterances that were there to choose `utterances` from; None in results of before this was recorded."""
 
 
 R = TypeVar("R", bound=Result)
@@ -177,11 +179,13 @@ def _table(split: str, results: Sequence[Result]) -> str:
 
 
 def extent(result: Result) -> str:
-    """Return how much speech a result stands on, in words."""
+    """Return how much speech a result stands on, in words; of a sample, of how many, and that speakers share evenly."""
     if not result.words:
         return f"{result.utterances:,} recordings without speech, {result.minutes:.1f} minutes"
-    speakers = f" of {result.speakers} speaker{'s' if result.speakers > 1 else ''}" if result.speakers else ""
-    return f"{result.utterances:,} utterances{speakers}, {result.words:,} words"
+    sampled = result.split_utterances is not None and result.utterances < result.split_utterances
+    of, alike = (f" of {result.split_utterances:,}", " alike") if sampled else ("", "")
+    speakers = f" of {result.speakers} speaker{'s' if result.speakers > 1 else ''}{alike}" if result.speakers else ""
+    return f"{result.utterances:,}{of} utterances{speakers}, {result.words:,} words"
 
 
 def _cells(result: Result, loops: bool) -> list[tuple[str, str]]:

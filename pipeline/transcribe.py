@@ -90,6 +90,7 @@ def main(name: str) -> None:
         {
             "device": device,
             "batch_size": settings.decoding.batch_size,
+            "split_utterances": corpus.split_utterances(corpus.CORPUS),
             "audio_s": round(audio, 3),
             "load_s": alone["load_s"],
             "transcribe_s": round(spent, 3),

@@ -169,6 +169,8 @@ class Server:
         self.url = url
         self.files: dict[str, bytes] = {}
         """What is served: path -> bytes."""
+        self.wrong: dict[str, bytes] = {}
+        """What is sent instead of a file by mistake."""
         self.types: dict[str, str] = {}
         """Content types, by path."""
         self.drops = 0
@@ -195,7 +197,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(state.statuses.pop(0))
         if self.path not in state.files:
             return self.send_error(404)
-        data = state.files[self.path]
+        data = state.wrong.get(self.path, state.files[self.path])
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and state.ranges else 0
         if start and start >= len(data):
             return self.send_error(416)
@@ -233,7 +235,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 class _HubHandler(_Handler):
-    """Answers as the Hugging Face Hub does: /<owner>/<repository>/resolve/<revision>/<file>."""
+    """Answers as the Hugging Face Hub does: [/datasets]/<owner>/<repository>/resolve/<revision>/<file>."""
 
     def do_HEAD(self) -> None:
         self._hub(lambda: None)
@@ -243,15 +245,15 @@ class _HubHandler(_Handler):
 
     def _hub(self, send: Callable[[], None]) -> None:
         state: Server = self.server.state
-        parts = self.path.split("/")
-        known = any(path.startswith("/".join(parts[:3]) + "/") for path in state.files)
+        repository, _, rest = self.path.partition("/resolve/")
+        known = any(path.startswith(f"{repository}/") for path in state.files)
         if self.path in state.files and self.command == "GET":
             return send()
         self.send_response(200 if self.path in state.files else 404)
         if self.path in state.files:
             data = state.files[self.path]
             self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", parts[4])
+            self.send_header("X-Repo-Commit", rest.partition("/")[0])
             self.send_header("Content-Length", str(len(data)))
         else:
             self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")

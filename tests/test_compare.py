@@ -74,6 +74,7 @@ def timings(total: int, **variant: Any) -> compare.Json:
         "device": "cpu",
         "rtfx": 12.3456,
         "peak_gpu_mb": None,
+        "split_utterances": {"clean": 20, "silence": 3},
         "versions": {"torch": "2.13.0"},
         "checkpoint": {
             "variant": variant,
@@ -157,6 +158,7 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "group_size": "64",
         "exclude": "a b*",
         "utterances": "10",
+        "split_utterances": "20",
         "words": "100",
         "hits": "80",
         "substitutions": "20",

@@ -28,6 +28,7 @@ def openslr(project: Project, server: Server, *names: str) -> None:
         corpus="librispeech",
         corpora__librispeech__url=f"{server.url}/12/",
         corpora__librispeech__splits=["test-clean"],
+        corpora__librispeech__utterances={},
         corpora__librispeech__files=files,
         calibration__corpus="librispeech",
         calibration__split="dev-clean",

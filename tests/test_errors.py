@@ -1,4 +1,6 @@
 import errno
+import os
+import signal
 
 import pytest
 
@@ -48,6 +50,12 @@ def test_a_stage_ends_with_one_line(
     with pytest.raises(SystemExit) as ended, errors.stage("score"):
         raise error
     assert (ended.value.code, *capsys.readouterr()) == (status, "", sentence)
+
+
+def test_kill_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, errors.stage("score"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "score: interrupted; run it again to go on\n")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -58,7 +58,10 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"model": "tiny_en"}, "unknown model 'tiny_en' (did you mean 'tiny-en'?)"),
         ({"model": "large"}, "unknown model 'large' (known: base, small, tiny-en)"),
         ({"corpus": "libri"}, "unknown corpus 'libri' (did you mean 'librispeech'?)"),
-        ({"calibration__corpus": "x"}, "calibration: unknown corpus 'x' (known: librispeech, sample, silence, subset)"),
+        (
+            {"calibration__corpus": "x"},
+            "calibration: unknown corpus 'x' (known: librispeech, librispeech-hub, sample, silence, subset)",
+        ),
         ({"backend": "quantoo"}, "candidate: unknown backend 'quantoo' (did you mean 'quanto'?)"),
         ({"backend": "x"}, f"candidate: unknown backend 'x' (known: {BACKENDS})"),
         ({"device": "gpu"}, "device is 'gpu', but it must be auto, cpu, cuda or cuda:N"),
@@ -127,6 +130,11 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
             "for it; calibrate on a corpus of speech",
         ),
         ({"corpora__librispeech__url": None}, "corpus 'librispeech': source 'openslr' needs the key 'url'"),
+        ({"corpora__librispeech-hub__repo": ""}, "corpus 'librispeech-hub': source 'hub' needs the key 'repo'"),
+        (
+            {"corpora__librispeech__utterances": {"test": "all"}},
+            "corpus 'librispeech': utterances is {'test': 'all'}, but it must be a map of splits to whole numbers",
+        ),
         (
             {"corpora__librispeech__url": 5},
             "corpus 'librispeech': url is 5, but it must be a list, each a text or a text or null",

@@ -28,6 +28,7 @@ def make(project: Project, members: dict[str, bytes], **changes: object) -> None
     project.set(
         corpus="librispeech",
         corpora__librispeech__splits=["test-clean"],
+        corpora__librispeech__utterances={},
         calibration__corpus="librispeech",
         calibration__split="train",
         calibration__utterances=2,
@@ -117,10 +118,29 @@ def test_two_runs_write_the_same_bytes_and_replace_what_was_there(tmp_project: P
     assert sorted(map(str, first)) == ["data/calibration/00000.parquet", "data/corpus/test-clean/00000.parquet"]
 
 
-def test_the_limit_and_the_calibration_choose(tmp_project: Project) -> None:
+def test_the_limit_and_the_calibration_choose(tmp_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_project, utterances(1, 1, 1), corpora__librispeech__limit=2, calibration__utterances=1)
     prepare.main()
     assert [corpus.count(corpus.shards(folder)) for folder in (corpus.CORPUS, corpus.CALIBRATION)] == [2, 1]
+    assert corpus.split_utterances(corpus.CORPUS) == {"test-clean": 3}
+    assert capsys.readouterr().out == (
+        "data/corpus/test-clean: 2 utterances of 3, of all speakers alike\ndata/calibration: 1 utterances\n"
+    )
+
+
+def test_a_split_has_as_many_utterances_as_were_published(tmp_project: Project) -> None:
+    make(tmp_project, utterances(0.5, 0.5), corpora__librispeech__utterances={"test-clean": 2, "train": 3})
+    with pytest.raises(UserError) as error:
+        prepare.main()
+    assert str(error.value) == (
+        "corpus 'librispeech': split 'train' holds 2 utterances, but 3 were published; "
+        "correct corpora.librispeech.utterances if that is not so"
+    )
+    tmp_project.set(corpora__librispeech__utterances={"test-clean": 2, "train": 2})
+    prepare.main()
+    tmp_project.set(corpora__librispeech__utterances={"test-clean": 2620})
+    with pytest.raises(UserError, match="split 'test-clean' holds 2 utterances, but 2,620 were published"):
+        prepare.main()
 
 
 def test_datasets_opens_the_shards_with_audio(tmp_project: Project, tmp_path: Path) -> None:

@@ -86,6 +86,10 @@ def test_table_of_two_splits() -> None:
 
 def test_speakers_that_are_not_known_are_not_mentioned() -> None:
     assert table.extent(dataclasses.replace(FP32, speakers=None)) == "2,620 utterances, 52,576 words"
+    whole = dataclasses.replace(FP32, split_utterances=2620)
+    assert table.extent(whole) == "2,620 utterances of 40 speakers, 52,576 words"
+    sample = dataclasses.replace(whole, utterances=60, words=1204)
+    assert table.extent(sample) == "60 of 2,620 utterances of 40 speakers alike, 1,204 words"
 
 
 def test_loops_are_told_beside_the_rate_without_them() -> None:

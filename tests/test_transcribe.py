@@ -62,11 +62,12 @@ def test_timings_tell_how_they_came_about(project: Project) -> None:
     timings = json.loads((project.root / "reports/timings/hqq-int4.json").read_text())
     manifest = json.loads((project.root / "models/hqq-int4/checkpoint.json").read_text())
     assert list(timings) == [
-        *("device", "batch_size", "audio_s", "load_s", "transcribe_s", "rtfx", "latency"),
+        *("device", "batch_size", "split_utterances", "audio_s", "load_s", "transcribe_s", "rtfx", "latency"),
         *("peak_rss_mb", "peak_gpu_mb", "pass_peak_rss_mb", "pass_peak_gpu_mb"),
         *("threads", "machine", "versions", "checkpoint"),
     ]
     assert (timings["device"], timings["batch_size"], timings["audio_s"]) == ("cpu", 2, 5.25)
+    assert timings["split_utterances"] == {"test-a": 1, "test-b": 1}
     assert timings["load_s"] > 0
     assert timings["rtfx"] == pytest.approx(5.25 / timings["transcribe_s"], rel=0.05)
     assert timings["threads"] == torch.get_num_threads()

@@ -126,4 +126,4 @@ def speech(shard: Path, split: str, seconds: dict[str, float]) -> None:
         for seed, (name, length) in enumerate(seconds.items())
     ]
     shard.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=prepare.schema()), shard)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=prepare.schema(len(rows))), shard)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from pipeline.errors import UserError, suggestion
 from pipeline.params import Corpus
-from pipeline.sources import directory, layouts, openslr, package
+from pipeline.sources import directory, hub, layouts, openslr, package
 
 RAW = Path("data/raw")
 
@@ -16,6 +17,9 @@ def download(name: str, corpus: Corpus, splits: list[str]) -> None:
         package.download(f"corpus {name!r}", corpus.files, folder)
     elif corpus.source == "openslr":
         openslr.download(name, corpus, splits, folder)
+    elif corpus.source == "hub":
+        for split in splits:
+            hub.download(f"corpus {name!r}", corpus, _parquet(name, corpus, split), folder)
     elif corpus.source == "generated":
         from pipeline.sources import generated  # late: it takes numpy, which no other source does
 
@@ -28,12 +32,35 @@ def archives(name: str, corpus: Corpus, split: str) -> list[Path]:
     """Name the downloaded archives in which the utterances of `split` are found."""
     if corpus.source == "package":
         return [RAW / name / file for file in corpus.files]
+    if corpus.source == "hub":
+        return [RAW / name / file for file in _parquet(name, corpus, split)]
     return [RAW / name / (f"{split}.tar.gz" if corpus.source == "openslr" else f"{split}.tar")]
 
 
 def recordings(name: str, corpus: Corpus, split: str) -> dict[str, layouts.Recording]:
-    """List the utterances of `split`, by id, without their audio; raise UserError for a split that is not there."""
+    """List the utterances of `split`, by id, without their audio.
+
+    Raises UserError for a split that is not there, or has another number of utterances than the publisher tells.
+    """
     where, files = f"corpus {name!r}", archives(name, corpus, split)
     if corpus.source == "package":
-        return layouts.sphinx(where, files, str(corpus.path), split)
-    return layouts.librispeech(where, files, split)
+        found = layouts.sphinx(where, files, str(corpus.path), split)
+    elif corpus.source == "hub":
+        found = layouts.parquet(where, files, split)
+    else:
+        found = layouts.librispeech(where, files, split)
+    published = corpus.utterances.get(split, len(found))
+    if len(found) != published:
+        raise UserError(
+            f"{where}: split {split!r} holds {len(found):,} utterances, but {published:,} were published; "
+            f"correct corpora.{name}.utterances if that is not so"
+        )
+    return found
+
+
+def _parquet(name: str, corpus: Corpus, split: str) -> list[str]:
+    files = [file for file in corpus.files if hub.split_of(file) == split]
+    if not files:
+        known = {hub.split_of(file) for file in corpus.files}
+        raise UserError(f"corpus {name!r}: its files hold no split {split!r}{suggestion(split, known)}")
+    return files

@@ -22,14 +22,11 @@ class RefusedError(Exception):
 
 
 def kept(target: Path, digest: str) -> bool:
-    """Tell whether `target` is already here with the right bytes; a file with other bytes is removed."""
-    if not target.exists():
-        return False
-    if files.sha256(target) == digest:
+    """Tell whether `target` is already here with the right bytes."""
+    found = target.exists() and files.sha256(target) == digest
+    if found:
         print(f"kept {target}")
-        return True
-    target.unlink()
-    return False
+    return found
 
 
 def download(urls: Sequence[str], target: Path, digest: str) -> None:
@@ -43,25 +40,28 @@ def download(urls: Sequence[str], target: Path, digest: str) -> None:
         return
     partial = target.with_name(f".{target.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    resumed = _size(partial) > 0
     failures: list[Exception] = []
     for url in urls:
         try:
-            _get_patiently(url, partial, target.name)
-            break
+            _get_verified(url, partial, target, digest)
+            partial.replace(target)  # whatever other bytes were there are kept until now
+            return
         except (RefusedError, RetryError) as failure:
             failures.append(failure)
-    else:
-        here = f" ({_size(partial):,} bytes are kept, the next run goes on from there)" if _size(partial) else ""
-        raise UserError(f"{'; '.join(map(str, failures))}{here}")
+    here = f" ({_size(partial):,} bytes are kept, the next run goes on from there)" if _size(partial) else ""
+    raise UserError(f"{'; '.join(map(str, failures))}{here}")
+
+
+def _get_verified(url: str, partial: Path, target: Path, digest: str) -> None:
+    resumed = _size(partial) > 0
+    _get_patiently(url, partial, target.name)
     got = files.sha256(partial)
     if got == digest:
-        partial.replace(target)
         return
     partial.unlink()
-    if resumed:  # what an earlier run left may have been the start of another file: that is no reason to give up
-        return download(urls, target, digest)
-    raise UserError(
+    if resumed:  # what was left may have been the start of another file: that is no reason to give up
+        return _get_verified(url, partial, target, digest)
+    raise RefusedError(
         f"{target}: the SHA-256 is {got}, but {digest} was expected; the file was removed: run it again, "
         "or correct the digest in params.yaml if the publisher has changed the file"
     )

@@ -1,4 +1,4 @@
-"""Speech archives as streams: pack them, list which utterances there are, read the bytes of the chosen ones.
+"""Speech archives as streams (tar, wheel, Parquet): pack them, list their utterances, read the bytes of chosen ones.
 
 Nothing is extracted to the disk, so no member's name can lead anywhere.
 """
@@ -9,13 +9,18 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.errors import UserError, suggestion
 
 T = TypeVar("T")
+
+
+class DamagedError(Exception):
+    """A Parquet file that pyarrow cannot read."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,29 @@ def pack(target: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 
 def members(archives: list[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the name of every file in `archives` (tar, tar.gz or wheel), with its bytes where it is `wanted`.
+    """Yield the name of every file in `archives`, with its bytes where it is `wanted`; of Parquet, ids and audio.
 
     Raises UserError when an archive is missing or damaged.
     """
     for archive in archives:
-        try:
-            yield from (_zip if zipfile.is_zipfile(archive) else _tar)(archive, wanted)
-        except FileNotFoundError:
-            raise UserError(f"{archive} is not here; run 'python -m pipeline.download' first") from None
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
-            raise UserError(
-                f"{archive} cannot be read ({error}); delete it and run 'python -m pipeline.download' again"
-            ) from error
+        with _reading(archive):
+            if archive.suffix == ".parquet":
+                for row in _rows(archive, ["id", "audio"]):
+                    yield row["id"], row["audio"]["bytes"] if wanted(row["id"]) else None
+            else:
+                yield from (_zip if zipfile.is_zipfile(archive) else _tar)(archive, wanted)
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{archive} is not here; run 'python -m pipeline.download' first") from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError, DamagedError) as error:
+        raise UserError(
+            f"{archive} cannot be read ({error}); delete it and run 'python -m pipeline.download' again"
+        ) from error
 
 
 def _tar(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
@@ -68,6 +83,47 @@ def _zip(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     with zipfile.ZipFile(archive) as wheel:
         for name in wheel.namelist():
             yield name, wheel.read(name) if wanted(name) else None
+
+
+def _rows(archive: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, a few in memory at once."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(archive) as file:
+            for batch in file.iter_batches(batch_size=16, columns=columns):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DamagedError(str(error)) from None
+
+
+def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording]:
+    """List a split as `datasets` keeps it: columns id, text, audio (its bytes inside), and speaker_id or speaker.
+
+    Raises UserError for a repeated id, and for columns that are not there.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    found: dict[str, Recording] = {}
+    for archive in archives:
+        with _reading(archive):
+            try:
+                columns = pyarrow.parquet.read_schema(archive).names
+            except pyarrow.ArrowInvalid as error:
+                raise DamagedError(str(error)) from None
+            speaker = "speaker_id" if "speaker_id" in columns else "speaker"
+            for column in ("id", "text", "audio", speaker):
+                if column not in columns:
+                    raise UserError(f"{where}: {archive} has no column {column!r}{suggestion(column, columns)}")
+            for row in _rows(archive, ["id", "text", speaker]):
+                text = (row["text"] or "").strip() or None
+                name = row["id"]
+                _add(
+                    where, f"{archive} of split {split!r}", found, name, Recording(name, str(row[speaker]), text, name)
+                )
+    return dict(sorted(found.items()))
 
 
 def librispeech(where: str, archives: list[Path], split: str) -> dict[str, Recording]:

@@ -156,7 +156,8 @@ def test_the_way_to_metrics_table_and_figures(tmp_project: Project, capsys: pyte
         files.write_text(Path(f"reports/transcripts/{name}.jsonl"), "".join(f"{json.dumps(line)}\n" for line in lines))
         score.main(name)
         checkpoint = {"variant": {"backend": name.split("-")[0]}, "bytes": {"total": 1_000_000}}
-        files.write_json(Path(f"reports/timings/{name}.json"), {"rtfx": 10.0, "checkpoint": checkpoint})
+        timings = {"rtfx": 10.0, "split_utterances": corpus.split_utterances(corpus.CORPUS), "checkpoint": checkpoint}
+        files.write_json(Path(f"reports/timings/{name}.json"), timings)
     compare.main()
     plot.main()
     capsys.readouterr()

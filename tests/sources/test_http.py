@@ -96,6 +96,22 @@ def test_wrong_bytes_are_removed_and_the_next_run_recovers(url: str, server: Ser
     assert (tmp_path / "file.tar.gz").read_bytes() == DATA
 
 
+def test_a_mirror_with_wrong_bytes_is_passed_over(url: str, server: Server, tmp_path: Path) -> None:
+    server.files["/mirror"] = DATA[:-1] + b"?"
+    http.download([f"{server.url}/mirror", url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert left(tmp_path) == ["file.tar.gz"]
+
+
+def test_with_a_wrong_digest_the_file_that_is_there_stays(url: str, tmp_path: Path) -> None:
+    """Somebody who mistypes the digest does not download it all again."""
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    with pytest.raises(UserError, match="the SHA-256 is"):
+        http.download([url], tmp_path / "file.tar.gz", "0" * 64)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert left(tmp_path) == ["file.tar.gz"]
+
+
 def test_a_busy_server_is_asked_again(url: str, server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429]
     http.download([url], tmp_path / "file.tar.gz", DIGEST)

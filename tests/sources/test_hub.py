@@ -1,16 +1,21 @@
 import hashlib
+import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import fetch
-from tests.conftest import ROOT, Project, Server
+from pipeline import corpus, fetch
+from pipeline.sources.hub import split_of
+from tests.conftest import ROOT, Project, Server, encode, noise
 
 
 def run(server: Server, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -72,11 +77,11 @@ def test_a_dropped_hub_connection_is_tried_again(hub: Server) -> None:
         (
             lambda project: project.set(models__mine__files={"weights.safetensors": None}),
             "fetch: model 'mine': weights.safetensors of me/whisper does not exist at revision "
-            f"'{REVISION}'; correct the model's files\n",
+            f"'{REVISION}'; correct its files in params.yaml\n",
         ),
         (
             lambda project: project.set(models__mine__repo="me/whisperer"),
-            "fetch: model 'mine': the hub has no repository 'me/whisperer' (or it is private: set HF_TOKEN)\n",
+            "fetch: model 'mine': the hub has no model 'me/whisperer' (or it is private: set HF_TOKEN)\n",
         ),
         (
             lambda project: project.set(models__mine__revision="main"),
@@ -112,3 +117,150 @@ def test_a_hub_out_of_reach_is_one_sentence(hub: Server) -> None:
         "check the network, or name a mirror with HF_ENDPOINT"
     )
     assert "Traceback" not in ended.stderr
+
+
+SPLITS = {"all/test.clean/0000.parquet": ["61-1-0000", "61-1-0001"], "all/validation.clean/0000.parquet": ["84-1-0000"]}
+
+
+def table(ids: list[str], **columns: Any) -> bytes:
+    """Return a Parquet file of noises as LibriSpeech has them on the hub; `columns` replace some of it."""
+    whole: dict[str, Any] = {
+        "file": [f"{name}.flac" for name in ids],
+        "audio": [{"bytes": encode(noise(0.5, n)), "path": f"{name}.flac"} for n, name in enumerate(ids)],
+        "text": [f"THE WORDS OF {name}" for name in ids],
+        "speaker_id": [int(name.split("-")[0]) for name in ids],
+        "chapter_id": [1 for _ in ids],
+        "id": ids,
+    }
+    kept = {name: values for name, values in (whole | columns).items() if values is not None}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(kept), file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def speech(tmp_project: Project, hub_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Serve a corpus as the hub does, and make it what is scored and what calibrates."""
+    for file, ids in SPLITS.items():
+        hub_server.files[f"/datasets/openslr/librispeech_asr/resolve/{REVISION}/{file}"] = table(ids)
+    tmp_project.set(
+        corpus="librispeech-hub",
+        **{
+            "corpora__librispeech-hub__revision": REVISION,
+            "corpora__librispeech-hub__splits": ["test-clean"],
+            "corpora__librispeech-hub__utterances": {"test-clean": 2, "validation-clean": 1},
+        },
+        calibration={"corpus": "librispeech-hub", "split": "validation-clean", "utterances": 1},
+    )
+    monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
+    monkeypatch.setenv("HF_HOME", str(Path("hf").absolute()))
+    return hub_server
+
+
+def stage(name: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", f"pipeline.{name}"]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_a_corpus_comes_from_the_hub_once(speech: Server) -> None:
+    speech.drops = 1
+    for name in ("download", "prepare"):
+        ended = stage(name)
+        assert ended.returncode == 0, ended.stderr
+    found = list(corpus.read(corpus.CORPUS))
+    assert [(u.id, u.split, u.speaker, u.text) for u in found] == [
+        ("61-1-0000", "test-clean", "61", "THE WORDS OF 61-1-0000"),
+        ("61-1-0001", "test-clean", "61", "THE WORDS OF 61-1-0001"),
+    ]
+    assert [u.flac for u in found] == [encode(noise(0.5, n)) for n in range(2)]
+    assert [u.id for u in corpus.read(corpus.CALIBRATION)] == ["84-1-0000"]
+    assert sorted(
+        path.relative_to("data/raw").as_posix() for path in Path("data/raw").rglob("*.*") if path.is_file()
+    ) == [f"librispeech-hub/{file}" for file in SPLITS]
+    speech.requests.clear()
+    assert stage("download").returncode == 0
+    assert speech.requests == []
+
+
+def test_bytes_that_are_not_the_hubs_are_refused(speech: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that comes whole but wrong, which the hub's own library does not see."""
+    name = f"/datasets/openslr/librispeech_asr/resolve/{REVISION}/all/test.clean/0000.parquet"
+    good = speech.files[name]
+    monkeypatch.setitem(speech.wrong, name, good[:-20] + b"?" + good[-19:])
+    ended = stage("download")
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        "download: corpus 'librispeech-hub': the SHA-256 of all/test.clean/0000.parquet is [0-9a-f]{64}, but "
+        f"{hashlib.sha256(good).hexdigest()} was expected; the file was removed: run it again, or correct the digest "
+        "in params.yaml if the publisher has changed the file",
+        ended.stderr.splitlines()[-1],
+    )
+    monkeypatch.delitem(speech.wrong, name)
+    assert stage("download").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        (
+            {"id": None},
+            "corpus 'librispeech-hub': data/raw/librispeech-hub/all/test.clean/0000.parquet has no column 'id' "
+            "(known: audio, chapter_id, file, speaker_id, text)",
+        ),
+        (
+            {"speaker_id": None},
+            "corpus 'librispeech-hub': data/raw/librispeech-hub/all/test.clean/0000.parquet has no column 'speaker' "
+            "(known: audio, chapter_id, file, id, text)",
+        ),
+        (
+            {"id": ["61-1-0000", "61-1-0000"]},
+            "corpus 'librispeech-hub': utterance '61-1-0000' is there twice, the second time in "
+            "data/raw/librispeech-hub/all/test.clean/0000.parquet of split 'test-clean'",
+        ),
+        (
+            {"text": ["", "SAID"]},
+            "corpus 'librispeech-hub': utterance '61-1-0000' of split 'test-clean' has audio, but no transcript "
+            "(1 of 2 have none); a split without transcripts cannot be scored",
+        ),
+    ],
+    ids=["id", "speaker", "twice", "silent"],
+)
+def test_a_table_that_is_no_corpus_is_one_sentence(columns: dict[str, Any], sentence: str, speech: Server) -> None:
+    name = f"/datasets/openslr/librispeech_asr/resolve/{REVISION}/all/test.clean/0000.parquet"
+    speech.files[name] = table(["61-1-0000", "61-1-0001"], **columns)
+    assert stage("download").returncode == 0
+    ended = stage("prepare")
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, f"prepare: {sentence}")
+
+
+@pytest.mark.usefixtures("speech")
+def test_a_damaged_table_is_one_sentence() -> None:
+    assert stage("download").returncode == 0
+    file = Path("data/raw/librispeech-hub/all/test.clean/0000.parquet")
+    file.write_bytes(file.read_bytes()[:-10])
+    ended = stage("prepare")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"prepare: {file} cannot be read (")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.usefixtures("speech")
+def test_a_split_that_the_files_do_not_hold(tmp_project: Project) -> None:
+    tmp_project.set(**{"corpora__librispeech-hub__splits": ["test-clear"]})
+    ended = stage("download")
+    assert ended.stderr == (
+        "download: corpus 'librispeech-hub': its files hold no split 'test-clear' (did you mean 'test-clean'?)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("all/test.clean/0000.parquet", "test-clean"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("data/librispeech_test_clean-00000-of-00001.parquet", "librispeech-test-clean"),
+        ("test.parquet", "test"),
+    ],
+)
+def test_files_name_their_split(file: str, split: str) -> None:
+    assert split_of(file) == split
