@@ -1,9 +1,10 @@
-# make run   set up, run the study, print its table
+# make run   set up, run the study, print its table; JOBS=4 runs four variants at once
 # make study NAME=base  set up, keep what it found as studies/base/, to be committed and cited
 # make test  set up, run all tests
 # make lint  set up, check format, style and types
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
@@ -11,6 +12,9 @@ export DVC_NO_ANALYTICS := 1
 
 run: .venv/.installed
 	python -m pipeline.support --check
+ifneq ($(JOBS),1)
+	python -m pipeline.jobs $(JOBS)
+endif
 	dvc repro
 	@python -m pipeline.table
 

@@ -4,11 +4,12 @@ import contextlib
 import ctypes
 import difflib
 import errno
+import functools
 import os
 import signal
 import sys
+import types
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 
 class UserError(Exception):
@@ -34,13 +35,14 @@ def stage(name: str) -> Iterator[None]:
 
     Everything else is a bug and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, functools.partial(_interrupt, name))
     if "DVC_STAGE" in os.environ:
         _end_with_parent()
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(_say(name, "interrupted; run it again to go on", 130))
+        sys.exit(_interrupted(name))
     except UserError as error:
         sys.exit(_say(name, str(error), 1))
     except Exception as error:
@@ -51,8 +53,17 @@ def stage(name: str) -> Iterator[None]:
         sys.exit(_say(name, f"the disk is full while writing {where}: free some space and run it again", 1))
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(name: str, _: int, frame: types.FrameType | None) -> None:
+    while frame:
+        # Libraries written in C++ abort when an exception comes in the middle of their import.
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(_interrupted(name))
+        frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _interrupted(name: str) -> int:
+    return _say(name, "interrupted; run it again to go on", 130)
 
 
 def _end_with_parent() -> None:

@@ -1,6 +1,7 @@
 """The machine a figure comes from: its devices, memory, threads and versions."""
 
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
@@ -9,6 +10,9 @@ from typing import Any
 
 from pipeline import backends
 from pipeline.errors import UserError
+
+JOBS = "WHISPER_PTQ_JOBS"
+"""Set by `pipeline.jobs`: how many stages share the machine."""
 
 _PACKAGES = ("torch", "optimum-quanto", "hqq", "bitsandbytes")
 
@@ -62,12 +66,13 @@ def _peak_resident() -> int:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Return threads, the processor's or GPU's name and the libraries' versions."""
+    """Return threads, jobs that share the machine, the processor's or GPU's name and the libraries' versions."""
     import torch
 
     gpu = device != "cpu"
     return {
         "threads": torch.get_num_threads(),
+        "jobs": int(os.environ.get(JOBS, "1")),
         "machine": torch.cuda.get_device_name(device) if gpu else _processor(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},

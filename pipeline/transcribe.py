@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline import errors, files, params
 from pipeline.corpus import Utterance
 
@@ -139,6 +137,8 @@ def latency(name: str, transcriber: Transcriber, settings: params.Latency) -> li
 
 def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str, Any]:
     """Return the percentiles in ms, of how many utterances, and how many of them have another text in a batch."""
+    import numpy as np
+
     seconds = [one["seconds"] for one in single]
     return {
         **{f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 1) for p in PERCENTILES},

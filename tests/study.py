@@ -80,9 +80,9 @@ class Study:
         """Return a file's text."""
         return (self.root / name).read_text(encoding="utf-8")
 
-    def partials(self) -> list[Path]:
-        """List what unfinished writes have left behind."""
-        return list(self.root.rglob(".*.partial"))
+    def left(self) -> list[Path]:
+        """List what unfinished writes and stages have left behind."""
+        return [path for kind in ("partial", "pieces") for path in self.root.rglob(f".*.{kind}")]
 
     def commit(self, message: str) -> None:
         """Commit everything that git does not ignore."""

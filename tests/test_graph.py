@@ -163,7 +163,7 @@ def test_run_makes_every_result_and_a_second_one_nothing(study: Study) -> None:
         assert list(variant) == ["size_mb", "size_reduction", "test"]
         assert list(variant["test"]) == ["wer", "wer_low", "wer_high", "wer_delta", "wer_delta_low", "wer_delta_high"]
     assert sorted(table(study)) == sorted((name, "test") for name in metrics)
-    assert study.partials() == []
+    assert study.left() == []
     again = study.did("dvc", "repro")
     assert ran(again) == []
     assert again.endswith("Data and pipelines are up to date.\n")

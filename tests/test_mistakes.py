@@ -77,7 +77,7 @@ def test_mistake_is_told_in_a_sentence_and_undone(study: Study, mistake: str) ->
     failed = study.run("dvc", "repro")
     assert said(failed.stdout) == [sentence.replace("SPEECH", str(study.speech))]
     assert failed.returncode != 0
-    assert study.partials() == []
+    assert study.left() == []
     study.did("git", "checkout", "--quiet", "params.yaml")
     assert study.ran("repro") == []  # what the failed stage had removed comes from the cache
     assert study.changed() == []

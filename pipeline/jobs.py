@@ -1,0 +1,186 @@
+"""Run the variants' stages, several at once: quantize, transcribe and score of one variant are a job.
+
+Usage: python -m pipeline.jobs N
+
+One DVC runs one stage after the other. Several run side by side where each is told its stages and to wait for locks:
+DVC's locks see to it that nobody reads what another one writes. `dvc repro` does the rest afterwards.
+
+Where there are several GPUs they are dealt out. Cores are shared equally, unless OMP_NUM_THREADS is set: equal threads
+give equal texts. What a job says is shown when it has ended, and its last line at any time on a terminal.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline import errors, params
+from pipeline.errors import UserError
+from pipeline.machine import JOBS
+
+REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
+
+FIRST = ("prepare", "fetch", f"quantize@{params.BASELINE}")
+"""The stages that several jobs need."""
+
+
+def jobs(settings: params.Params) -> dict[str, list[str]]:
+    """Return the stages of each job, by its name: a variant, or fp32's other protocols."""
+    kinds = ("quantize", "transcribe", "score")
+    stages = {name: [f"{kind}@{name}" for kind in kinds] for name in settings.variants}
+    stages[params.CANDIDATE] = [f"{kind}_{params.CANDIDATE}" for kind in kinds]
+    return stages | {"protocols": ["transcribe_protocols", "score_protocols"]}
+
+
+def environments(count: int, device: str) -> list[dict[str, str]]:
+    """Return what is set for each of `count` jobs at once: its share of the cores, and its GPU."""
+    cores = len(os.sched_getaffinity(0))
+    shared = {JOBS: str(count), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))}
+    gpus = _gpus() if device in ("auto", "cuda") else []
+    return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {}) for n in range(count)]
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
+class Pool:
+    """Runs jobs, as many at once as it has places; each place has a line on the terminal, and an environment."""
+
+    def __init__(self, places: list[dict[str, str]], total: int) -> None:
+        from tqdm import tqdm
+
+        self.terminal = sys.stderr.isatty()
+        self.ended = tqdm(total=total, desc="jobs", unit="job", position=0, disable=not self.terminal)
+        self.free: queue.Queue[tuple[tqdm[Any], dict[str, str]]] = queue.Queue()
+        for number, environment in enumerate(places, start=1):
+            line = tqdm(bar_format="{desc}", position=number, leave=False, disable=not self.terminal)
+            self.free.put((line, environment))
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def run(self, name: str, stages: list[str]) -> bool:
+        """Run a job as soon as a place is free, show what it has said, and tell whether it succeeded."""
+        line, environment = self.free.get()
+        try:
+            return not self.stopped and self._run(name, stages, line, environment)
+        finally:
+            self.free.put((line, environment))
+
+    def _run(self, name: str, stages: list[str], line: Any, environment: dict[str, str]) -> bool:
+        # A terminal of its own, where there is one: or the stages would show no progress.
+        ours, theirs = os.openpty() if self.terminal else os.pipe()
+        if self.terminal:
+            size = shutil.get_terminal_size()
+            termios.tcsetwinsize(theirs, (size.lines, max(size.columns - len(name) - 3, 20)))
+        process = subprocess.Popen(
+            [*REPRO, "--quiet", "--single-item", *stages],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C reaches it through `stop`, and once
+        )
+        os.close(theirs)
+        self.running.add(process)
+        said = []
+        for text, whole in _lines(ours):
+            if whole and text:
+                said.append(f"{name} | {text}\n")
+            line.set_description_str(text if text.startswith(name) else f"{name}: {text}")
+        os.close(ours)
+        succeeded = process.wait() == 0
+        self.running.discard(process)
+        line.set_description_str("")
+        if not self.stopped:
+            with self.ended.external_write_mode():
+                print("".join(said), flush=True)
+            self.ended.update()
+        return succeeded
+
+    def stop(self) -> None:
+        """Interrupt what runs, and start nothing more."""
+        self.stopped = True
+        for process in list(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """Leave the terminal as it should be; nothing runs any more."""
+        while not self.free.empty():
+            self.free.get()[0].close()
+        self.ended.close()
+
+
+def _lines(source: int) -> Iterator[tuple[str, bool]]:
+    """Yield what is written to `source`: each whole line, and in between the line that is being written (False)."""
+    rest = b""
+    while chunk := _read(source):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield _visible(line), True
+        if rest:
+            yield _visible(rest), False
+    if rest:
+        yield _visible(rest), True
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, 1 << 16)
+    except OSError:  # how a terminal says that everybody has left
+        return b""
+
+
+def _visible(line: bytes) -> str:
+    """Return what a line shows in the end, without colours: a progress bar returns to its start and overwrites it."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.decode(errors="replace"))
+    parts = [part.strip() for part in text.split("\r")]
+    return next(filter(None, reversed(parts)), "")
+
+
+def main(count: int) -> None:
+    """Run all jobs; one that fails does not hold up the others."""
+    settings = params.read()
+    if count < 1:
+        raise UserError(f"{count} jobs are none; give 1 or more")
+    stages = jobs(settings)
+    if subprocess.run([*REPRO, *FIRST], check=False).returncode:
+        sys.exit(1)  # DVC and the stage have said why
+    pool = Pool(environments(count, settings.device), len(stages))
+    try:
+        with concurrent.futures.ThreadPoolExecutor(count) as executor:
+            started = {name: executor.submit(pool.run, name, named) for name, named in stages.items()}
+            try:
+                failed = [name for name, job in started.items() if not job.result()]
+            except KeyboardInterrupt:
+                pool.stop()
+                raise
+    finally:
+        pool.close()
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(stages)} jobs failed: {', '.join(failed)}; what they said stands above, "
+            "the others are done"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.jobs", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("jobs", type=int, metavar="N", help="jobs at once")
+    arguments = parser.parse_args()
+    with errors.stage("jobs"):
+        main(arguments.jobs)
