@@ -19,12 +19,23 @@ def aside(path: Path) -> Iterator[Path]:
     remove(partial)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partial
+        with naming(path):
+            yield partial
         if partial.is_dir():
             remove(path)
         partial.replace(path)
     finally:
         remove(partial)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file it was where a write fails: the error of a full disk does not tell."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def remove(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import params, table
@@ -44,6 +44,8 @@ class Line(Result):
     device: str
     threads: int
     machine: str
+    jobs: int = field(default=1, kw_only=True)
+    """Stages that shared the machine."""
 
 
 @dataclass(frozen=True)

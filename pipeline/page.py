@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import claims, findings
-from pipeline.findings import ENGINES_BY, ENVIRONMENT, PROTOCOL_BY, Protocol, Study
+from pipeline.findings import ENGINES_BY, ENVIRONMENT, PROTOCOL_BY, Line, Protocol, Study
 from pipeline.params import BASELINE, CANDIDATE, Corpus, Params
 from pipeline.table import FEW, MEASURES, Result, by_split, extent, markdown, number
 
@@ -163,7 +163,12 @@ def _amount(line: Result) -> str:
 
 
 def _machines(study: Study) -> list[str]:
-    return list(dict.fromkeys(f"{line.machine}, {line.device}, {line.threads} threads" for line in study.variants))
+    told = (f"{line.machine}, {line.device}, {line.threads} threads{_shared(line)}" for line in study.variants)
+    return list(dict.fromkeys(told))
+
+
+def _shared(line: Line) -> str:
+    return f", one of {line.jobs} jobs at once" if line.jobs > 1 else ""
 
 
 def _accuracy(study: Study) -> str:
@@ -302,10 +307,12 @@ def _limits(study: Study) -> list[str]:
     machines = _machines(study)
     places = "one machine" if len(machines) == 1 else f"{len(machines)} machines, across which they do not compare"
     cpu = {line.device for line in study.variants} == {"cpu"}
+    shared = any(line.jobs > 1 for line in study.variants)
     return [
         f"{spoken:,} utterances, {what}; {', '.join(meaning[unit] for unit in units)}. Other languages, rooms and "
         "microphones are not in it.",
         f"Times and memory have no intervals, and are of {places}"
+        + (", which several jobs shared: each was slower than alone" if shared else "")
         + (
             "; a CPU unpacks weight-only formats at every step, which says little about a GPU or a phone."
             if cpu

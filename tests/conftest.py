@@ -170,15 +170,15 @@ class Server:
         self.files: dict[str, bytes] = {}
         """What is served: path -> bytes."""
         self.wrong: dict[str, bytes] = {}
-        """What is sent instead of a file by mistake."""
+        """What is sent instead of a file by mistake, once."""
         self.types: dict[str, str] = {}
         """Content types, by path."""
         self.drops = 0
         """How many of the next answers break off half-way."""
         self.statuses: list[int] = []
         """Statuses that the next requests are answered with, before any file."""
-        self.ranges = True
-        """False: it ignores Range and always sends the whole file."""
+        self.ignored_ranges = 0
+        """How many of the next requests with a Range are answered with the whole file."""
         self.requests: list[tuple[str, str | None]] = []
         """Path and Range header of every request."""
         self.logins: list[str | None] = []
@@ -197,8 +197,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(state.statuses.pop(0))
         if self.path not in state.files:
             return self.send_error(404)
-        data = state.wrong.get(self.path, state.files[self.path])
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and state.ranges else 0
+        data = state.files[self.path]
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        if start and state.ignored_ranges:
+            state.ignored_ranges -= 1
+            start = 0
+        if not start:
+            data = state.wrong.pop(self.path, data)
         if start and start >= len(data):
             return self.send_error(416)
         self.send_response(206 if start else 200)

@@ -37,6 +37,12 @@ class Study:
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the study's folder, with this Python's programs first; standard error is in stdout."""
+        process = self.start(*command)
+        output, _ = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    def start(self, *command: str) -> "subprocess.Popen[str]":
+        """Start such a command in a session of its own, which a kill ends whole."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
         environment |= {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -48,7 +54,7 @@ class Study:
             "DVC_SYSTEM_CONFIG_DIR": str(self.root.parent / "no-config"),
         }
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.run(command, cwd=self.root, env=environment, check=False, **pipes)
+        return subprocess.Popen(command, cwd=self.root, env=environment, start_new_session=True, **pipes)
 
     def did(self, *command: str) -> str:
         """Run a command that must succeed; return what it says."""

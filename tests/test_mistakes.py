@@ -1,10 +1,7 @@
 """Mistakes and accidents in whole DVC runs: one sentence each, nothing half-written, and the next run recovers."""
 
 import re
-import shutil
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,47 +110,3 @@ def test_edited_checkpoint_is_refused_and_restored(study: Study) -> None:
     assert study.read("reports/transcripts/fp32.jsonl") == transcripts
     assert study.ran("repro") == []
     assert weights.read_bytes() == whole
-
-
-FULL_DISK = """
-mount -t tmpfs -o size=32m none disk && cp -r study/params.yaml study/pipeline study/models study/data disk || exit 77
-cd disk
-rm -r models/fp32
-attempt() {
-    "$@" 2>&1
-    echo "exit $?: $(ls -A models | tr '\\n' ' ')"
-}
-for kilobytes in 0 300; do
-    free=$(df --output=avail --block-size=1K . | tail -n 1)
-    head -c $(((free - kilobytes) * 1024)) /dev/zero > ballast
-    attempt python -m pipeline.quantize fp32
-    rm ballast
-done
-attempt python -m pipeline.quantize fp32
-"""
-"""Quantize without room, with room for a part of the checkpoint, and with room for all, in a disk of its own."""
-
-
-def test_full_disk_is_told_in_a_sentence_and_leaves_nothing(study: Study, tmp_path: Path) -> None:
-    if not shutil.which("unshare"):
-        _skip("unshare is not here (it comes with Linux)")
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "study").symlink_to(study.root)
-    inside = Study(tmp_path)
-    done = inside.run("unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK)
-    if done.returncode == 77 or done.stdout.startswith("unshare:"):
-        _skip(f"no disk can be mounted here: {done.stdout.strip()}")
-    others = "baseline candidate hqq-int4 torch-int8-dynamic torch-int8-static"
-    assert done.stdout.splitlines() == [
-        "quantize: the disk is full while writing models/.fp32.partial/config.json: free some space and run it again",
-        f"exit 1: {others} ",
-        "quantize: the disk is full while writing the project's folder: free some space and run it again",
-        f"exit 1: {others} ",
-        "models/fp32: 0 layers quantized by none, 1.2 MB",
-        "exit 0: baseline candidate fp32 hqq-int4 torch-int8-dynamic torch-int8-static ",
-    ]
-
-
-def _skip(reason: str) -> None:
-    warnings.warn(f"skipped: {reason}", stacklevel=2)
-    pytest.skip(reason)

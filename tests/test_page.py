@@ -200,6 +200,13 @@ def test_a_gpu_several_machines_and_what_was_being_tried(tmp_path: Path) -> None
     assert "are of 2 machines, across which they do not compare." in found["Limits"]
 
 
+def test_jobs_that_shared_the_machine_are_told(tmp_path: Path) -> None:
+    lines = [dataclasses.replace(line, jobs=4) for line in LINES]
+    found = sections(page.text(made.write(tmp_path / "base", lines), "base"))
+    assert "- Machine: A processor, cpu, 2 threads, one of 4 jobs at once.\n" in found[""]
+    assert "are of one machine, which several jobs shared: each was slower than alone; a CPU" in found["Limits"]
+
+
 def test_whole_and_limited_corpora(tmp_path: Path) -> None:
     whole = page.text(made.write(tmp_path / "whole", corpus="librispeech"), "whole")
     assert "- Speech: `librispeech`, as OpenSLR publishes it.\n" in whole

@@ -107,6 +107,7 @@ def _store(answer: Any, partial: Path, have: int, name: str) -> None:
     length = answer.headers.get("Content-Length")
     total = have + int(length) if length else None
     with (
+        files.naming(partial),
         partial.open("ab" if have else "wb") as file,
         tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, mininterval=0.5, disable=None) as bar,
     ):

@@ -1,0 +1,115 @@
+"""A full disk: one sentence, nothing half-written, and the next run goes on."""
+
+import hashlib
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.study import Study
+
+FULL_DISK = """
+mount -t tmpfs -o size=64m none disk && cp -r study disk && cd disk/study || exit 77
+with_room() {
+    cat /dev/zero > ballast 2> /dev/null
+    truncate --size=-$1K ballast
+    shift
+    "$@" 2>&1
+    echo "exit $?"
+    rm ballast
+}
+"""
+"""Work on a disk of its own; with_room KILOBYTES COMMAND... runs a command when so much is free."""
+
+
+def full_disk(study: Study, folder: Path, script: str) -> list[str]:
+    """Return what a shell script says on a small disk with a copy of `study`."""
+    if not shutil.which("unshare"):
+        _skip("unshare is not here (it comes with Linux)")
+    (folder / "disk").mkdir()
+    (folder / "study").symlink_to(study.root)
+    done = Study(folder).run("unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK + script)
+    if done.returncode == 77 or done.stdout.startswith("unshare:"):
+        _skip(f"no disk can be mounted here: {done.stdout.strip()}")
+    assert "Traceback" not in done.stdout
+    return done.stdout.splitlines()
+
+
+def _skip(reason: str) -> None:
+    warnings.warn(f"skipped: {reason}", stacklevel=3)
+    pytest.skip(reason)
+
+
+def sentence(stage: str, where: str) -> str:
+    return f"{stage}: the disk is full while writing {where}: free some space and run it again"
+
+
+@pytest.mark.slow
+def test_quantize(finished: Study, tmp_path: Path) -> None:
+    script = """
+    rm -r models/fp32
+    with_room 0 python -m pipeline.quantize fp32
+    with_room 300 python -m pipeline.quantize fp32
+    ls -A models | tr "\\n" " "
+    echo
+    python -m pipeline.quantize fp32
+    dvc status --quiet && echo as before
+    """
+    assert full_disk(finished, tmp_path, script) == [
+        sentence("quantize", "models/.fp32.partial/config.json"),
+        "exit 1",
+        sentence("quantize", "the project's folder"),
+        "exit 1",
+        "baseline candidate hqq-int4 torch-int8-dynamic torch-int8-static ",
+        "models/fp32: 0 layers quantized by none, 1.2 MB",
+        "as before",
+    ]
+
+
+@pytest.mark.slow
+def test_download(finished: Study, tmp_path: Path) -> None:
+    script = """
+    rm -r data/raw
+    with_room 0 python -m pipeline.download
+    with_room 16 python -m pipeline.download
+    find data/raw -type f
+    python -m pipeline.download
+    find data/raw -type f | sort
+    dvc status --quiet && echo as before
+    """
+    assert full_disk(finished, tmp_path, script) == [
+        sentence("download", "data/raw/noise/test.tar"),
+        "exit 1",
+        sentence("download", "data/raw/noise/test.tar"),
+        "exit 1",
+        "data/raw/noise/dev.tar",
+        "data/raw/noise/test.tar",
+        "as before",
+    ]
+
+
+@pytest.mark.slow
+def test_transcribe(finished: Study, tmp_path: Path) -> None:
+    script = """
+    rm reports/transcripts/fp32.jsonl
+    with_room 0 python -m pipeline.transcribe fp32
+    with_room 8 python -m pipeline.transcribe fp32
+    ls -A reports/transcripts | tr "\\n" " "
+    echo
+    python -m pipeline.transcribe fp32 > /dev/null
+    ls -A reports/transcripts | tr "\\n" " "
+    echo
+    sha256sum < reports/transcripts/fp32.jsonl
+    """
+    transcripts = (finished.root / "reports/transcripts/fp32.jsonl").read_bytes()
+    pieces = "reports/transcripts/.fp32.jsonl.pieces"
+    assert full_disk(finished, tmp_path, script) == [
+        sentence("transcribe", f"{pieces}/key.json"),
+        "exit 1",
+        sentence("transcribe", f"{pieces}/piece-test-00000.json"),
+        "exit 1",
+        ".fp32.jsonl.pieces candidate.jsonl hqq-int4.jsonl torch-int8-dynamic.jsonl torch-int8-static.jsonl ",
+        "candidate.jsonl fp32.jsonl hqq-int4.jsonl torch-int8-dynamic.jsonl torch-int8-static.jsonl ",
+        f"{hashlib.sha256(transcripts).hexdigest()}  -",
+    ]

@@ -1,0 +1,81 @@
+"""tests/scale.py, small: a corpus behind a bad server, a bound on memory, and stages that are killed."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import scale
+from tests.study import Study
+
+UTTERANCES = 40
+
+# Of LibriSpeech's whole size it is 2 GB with tiny.en; a toy needs a third of that, and libraries are most of it.
+BOUND = 900
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, scale.Watch]]:
+    """Run the study once, from a server that does everything wrong."""
+    published = scale.publish(None, UTTERANCES)
+    with scale.served(published) as server:
+        made = scale.make(tmp_path_factory.mktemp("scale"), published, server)
+        said, watch = scale.run(made, scale.STAGES[-1])
+        assert "test-other.tar.gz: the SHA-256 is " in said  # the flipped byte: one rerun
+        assert said.count("Running stage 'download'") == 2
+        assert (server.drops, server.ignored_ranges, server.wrong) == (0, 0, {})
+        expected = {split: known for split, known in published.utterances.items() if split != "dev-clean"}
+        assert scale.prepared(made) == expected
+        assert sum(map(len, expected.values())) == UTTERANCES
+        yield made, watch
+
+
+@pytest.mark.slow
+def test_memory_stays_small(whole: tuple[Study, scale.Watch]) -> None:
+    peaks = whole[1].peaks()
+    assert set(scale.STAGES[1:4]) <= set(peaks)
+    assert max(peaks.values()) < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "victim"),
+    [
+        ("download", scale.kill),
+        ("prepare", scale.only_dvc),
+        ("quantize@fp32", scale.only_stage),
+        ("transcribe@fp32", scale.kill),
+        ("transcribe@fp32", scale.only_dvc),
+        ("transcribe@fp32", scale.interrupt),
+        ("score@fp32", scale.kill),
+    ],
+)
+def test_a_stage_that_is_killed_costs_nothing_else(
+    stage: str, victim: Callable[[int], None], whole: tuple[Study, scale.Watch], tmp_path: Path
+) -> None:
+    """The next `dvc repro` finishes, every file is the same, and nothing is left over."""
+    made, watch = whole
+    after = watch.seconds().get(stage, 0.2) * random.Random(stage).random()
+    scale.survives(made.copy(tmp_path / "study"), stage, after, victim, scale.state(made))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("stage", ["prepare", "transcribe@fp32"])
+def test_ctrl_c_ends_at_once_with_one_line(
+    stage: str, share: float, whole: tuple[Study, scale.Watch], tmp_path: Path
+) -> None:
+    """DVC adds a line of its own."""
+    made, watch = whole
+    made = made.copy(tmp_path / "study")
+    at_work, said, seconds = scale.cut_short(made, stage, share * watch.seconds()[stage], scale.interrupt)
+    if at_work:
+        lines = said[said.index("> python -m") :].splitlines()[1:]
+        name, _, variant = stage.partition("@")
+        command = f"python -m pipeline.{name} {variant}".strip()
+        assert list(filter(None, lines)) == [
+            f"{name}: interrupted; run it again to go on",
+            f"ERROR: failed to reproduce '{stage}': failed to run: {command}, exited with 130",
+        ]
+        assert seconds < 5
