@@ -31,12 +31,15 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Run a stage's `main`: a user's mistake, a full disk, Ctrl-C and `kill` become one line and a non-zero exit.
+    """Run a stage's `main`: a user's mistake, a full disk and an interruption become one line and a non-zero exit.
+
+    Interruptions are Ctrl-C, `kill` and the end of the terminal.
 
     Everything else is a bug and keeps its traceback.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, functools.partial(_interrupt, name))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, functools.partial(_interrupt, name))
     if "DVC_STAGE" in os.environ:
         _end_with_parent()
     try:

@@ -52,10 +52,20 @@ def test_a_stage_ends_with_one_line(
     assert (ended.value.code, *capsys.readouterr()) == (status, "", sentence)
 
 
-def test_kill_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_interruptions(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, errors.stage("score"):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
     assert (ended.value.code, capsys.readouterr().err) == (130, "score: interrupted; run it again to go on\n")
+
+
+def test_nohup_is_minded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with errors.stage("score"):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -12,7 +12,6 @@ RAW = Path("data/raw")
 def download(name: str, corpus: Corpus, splits: list[str]) -> None:
     """Get the archives that hold `splits` of corpus `name` into data/raw/<name>/; raise UserError when that fails."""
     folder = RAW / name
-    folder.mkdir(parents=True, exist_ok=True)
     if corpus.source == "package":
         package.download(f"corpus {name!r}", corpus.files, folder)
     elif corpus.source == "openslr":

@@ -32,6 +32,8 @@ def download(where: str, entry: Model | Corpus, wanted: list[str], folder: Path)
     kind = "model" if isinstance(entry, Model) else "dataset"
     folder.mkdir(parents=True, exist_ok=True)
     for file in wanted:
+        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise UserError(f"{where}: {file!r} is not a file inside the repository; correct its files in params.yaml")
         digest = entry.files[file]
         if digest is None and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise UserError(

@@ -244,6 +244,18 @@ def test_a_damaged_table_is_one_sentence() -> None:
 
 
 @pytest.mark.usefixtures("speech")
+@pytest.mark.parametrize("file", ["../test.clean/0000.parquet", "/srv/test.clean/0000.parquet"])
+def test_no_file_leaves_the_folder(file: str, tmp_project: Project) -> None:
+    tmp_project.set(**{"corpora__librispeech-hub__files": {file: None, "validation-clean.parquet": None}})
+    ended = stage("download")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"download: corpus 'librispeech-hub': {file!r} is not a file inside the repository; "
+        "correct its files in params.yaml\n",
+    )
+
+
+@pytest.mark.usefixtures("speech")
 def test_a_split_that_the_files_do_not_hold(tmp_project: Project) -> None:
     tmp_project.set(**{"corpora__librispeech-hub__splits": ["test-clear"]})
     ended = stage("download")
