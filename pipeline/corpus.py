@@ -54,7 +54,7 @@ def read_shard(shard: Path) -> Iterator[Utterance]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(shard) as file:
+        with pyarrow.parquet.ParquetFile(shard, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
                     yield _utterance(row)

@@ -259,6 +259,12 @@ def _corpus(name: str, entry: Any) -> Corpus:
         raise UserError(f"corpus {name!r}: splits is empty; name at least one split to score")
     for split in corpus.splits:
         _check_name(f"corpus {name!r}: split", split)
+    archived = {file.removesuffix(".tar.gz") for file in corpus.files}
+    for split, count in corpus.utterances.items():
+        if corpus.source == "openslr" and split not in archived:
+            raise UserError(f"corpus {name!r}: utterances: unknown split {split!r}{suggestion(split, archived)}")
+        if count < 1:
+            raise UserError(f"corpus {name!r}: utterances of {split!r} are {count}, but at least 1 is needed")
     if corpus.limit is not None and corpus.limit < 1:
         raise UserError(f"corpus {name!r}: limit is {corpus.limit}; give a number of utterances, or null for all")
     return corpus

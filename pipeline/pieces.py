@@ -37,10 +37,14 @@ class Pieces:
             "settings": [dataclasses.asdict(setting) for setting in settings],
             "code": _digest(sorted(package.rglob("*.py"))),
             "libraries": {library: importlib.metadata.version(library) for library in _LIBRARIES},
-            **machine.describe(device),
+            **{name: value for name, value in machine.describe(device).items() if name != "jobs"},
         }
         self._folder = output.with_name(f".{output.name}.pieces")
-        if _read(self._folder / "key.json") != key:
+        found = _read(self._folder / "key.json")
+        if found != key:
+            if isinstance(found, dict):
+                other = ", ".join(name for name in key if found.get(name) != key[name])
+                print(f"{output}: what an interrupted run has left is dropped, as it is of other {other}")
             self.remove()
             files.write_json(self._folder / "key.json", key)
 

@@ -197,7 +197,7 @@ def main() -> None:
     with files.aside(corpus.CALIBRATION) as partial:
         write(partial, calibration.corpus, calibration_entry, calibration.split, calibrate)
     for split, chosen in splits.items():
-        of = f" of {chosen.of:,}, of all speakers alike" if len(chosen.recordings) < chosen.of else ""
+        of = f" of {chosen.of:,}, evenly by speaker" if len(chosen.recordings) < chosen.of else ""
         print(f"{corpus.CORPUS / split}: {len(chosen.recordings):,} utterances{of}")
     print(f"{corpus.CALIBRATION}: {len(calibrate.recordings):,} utterances")
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class Study:
             "DVC_SYSTEM_CONFIG_DIR": str(self.root.parent / "no-config"),
         }
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        # Tests that run in the background ignore Ctrl-C, which children inherit.
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(command, cwd=self.root, env=environment, start_new_session=True, **pipes)
 
     def did(self, *command: str) -> str:

@@ -54,6 +54,7 @@ def test_a_stage_ends_with_one_line(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_interruptions(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(number, signal.SIG_DFL)  # where tests run in the background it is ignored
     with pytest.raises(SystemExit) as ended, errors.stage("score"):
         os.kill(os.getpid(), number)
     assert (ended.value.code, capsys.readouterr().err) == (130, "score: interrupted; run it again to go on\n")

@@ -10,9 +10,9 @@ import pytest
 from tests.study import Study
 
 FULL_DISK = """
-mount -t tmpfs -o size=64m none disk && cp -r study disk && cd disk/study || exit 77
+mount -t tmpfs -o size=64m none disk && mkdir disk/study && cp -r study/. disk/study && cd disk/study || exit 77
 with_room() {
-    cat /dev/zero > ballast 2> /dev/null
+    head -c 64M /dev/zero > ballast 2> /dev/null
     truncate --size=-$1K ballast
     shift
     "$@" 2>&1

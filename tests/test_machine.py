@@ -76,7 +76,7 @@ def test_what_is_recorded_of_a_machine() -> None:
     assert versions.pop("torch").split("+")[0] == torch.__version__.split("+")[0]
     assert set(versions) == {"optimum-quanto", "hqq", "bitsandbytes"}
     assert found.pop("machine")
-    assert found == {"threads": torch.get_num_threads()}
+    assert found == {"threads": torch.get_num_threads(), "jobs": 1}
 
 
 def test_peak_memory_counts_what_is_touched() -> None:

@@ -130,6 +130,14 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
             "for it; calibrate on a corpus of speech",
         ),
         ({"corpora__librispeech__url": None}, "corpus 'librispeech': source 'openslr' needs the key 'url'"),
+        (
+            {"corpora__librispeech__utterances": {"test-claen": 2620}},
+            "corpus 'librispeech': utterances: unknown split 'test-claen' (did you mean 'test-clean'?)",
+        ),
+        (
+            {"corpora__librispeech__utterances": {"test-clean": 0}},
+            "corpus 'librispeech': utterances of 'test-clean' are 0, but at least 1 is needed",
+        ),
         ({"corpora__librispeech-hub__repo": ""}, "corpus 'librispeech-hub': source 'hub' needs the key 'repo'"),
         (
             {"corpora__librispeech__utterances": {"test": "all"}},

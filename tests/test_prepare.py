@@ -124,12 +124,13 @@ def test_the_limit_and_the_calibration_choose(tmp_project: Project, capsys: pyte
     assert [corpus.count(corpus.shards(folder)) for folder in (corpus.CORPUS, corpus.CALIBRATION)] == [2, 1]
     assert corpus.split_utterances(corpus.CORPUS) == {"test-clean": 3}
     assert capsys.readouterr().out == (
-        "data/corpus/test-clean: 2 utterances of 3, of all speakers alike\ndata/calibration: 1 utterances\n"
+        "data/corpus/test-clean: 2 utterances of 3, evenly by speaker\ndata/calibration: 1 utterances\n"
     )
 
 
 def test_a_split_has_as_many_utterances_as_were_published(tmp_project: Project) -> None:
     make(tmp_project, utterances(0.5, 0.5), corpora__librispeech__utterances={"test-clean": 2, "train": 3})
+    tmp_project.set(corpora__librispeech__files={"test-clean.tar.gz": "0" * 64, "train.tar.gz": "0" * 64})
     with pytest.raises(UserError) as error:
         prepare.main()
     assert str(error.value) == (

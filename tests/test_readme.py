@@ -28,5 +28,7 @@ def test_commands_name_keys_that_exist() -> None:
     settings = params.read(Path("params.yaml"))
     keys = {assignment.split("=")[0] for assignment in re.findall(r"-S (\S+=\S+)", README)}
     assert keys
-    known = {*vars(settings), *vars(settings.candidate)} | {f"calibration.{key}" for key in vars(settings.calibration)}
+    known = {*vars(settings), *vars(settings.candidate)}
+    known |= {f"calibration.{key}" for key in vars(settings.calibration)}
+    known |= {f"corpora.{name}.limit" for name in settings.corpora}
     assert keys - known == set()

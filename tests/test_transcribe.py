@@ -64,7 +64,7 @@ def test_timings_tell_how_they_came_about(project: Project) -> None:
     assert list(timings) == [
         *("device", "batch_size", "split_utterances", "audio_s", "load_s", "transcribe_s", "rtfx", "latency"),
         *("peak_rss_mb", "peak_gpu_mb", "pass_peak_rss_mb", "pass_peak_gpu_mb"),
-        *("threads", "machine", "versions", "checkpoint"),
+        *("threads", "jobs", "machine", "versions", "checkpoint"),
     ]
     assert (timings["device"], timings["batch_size"], timings["audio_s"]) == ("cpu", 2, 5.25)
     assert timings["split_utterances"] == {"test-a": 1, "test-b": 1}

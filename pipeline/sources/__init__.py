@@ -62,4 +62,9 @@ def _parquet(name: str, corpus: Corpus, split: str) -> list[str]:
     if not files:
         known = {hub.split_of(file) for file in corpus.files}
         raise UserError(f"corpus {name!r}: its files hold no split {split!r}{suggestion(split, known)}")
+    folders = sorted({file.rpartition("/")[0] for file in files})
+    if len(folders) > 1:
+        raise UserError(
+            f"corpus {name!r}: split {split!r} is in {folders[0]!r} and in {folders[1]!r}; name files of one"
+        )
     return files

@@ -62,7 +62,7 @@ def _get_verified(url: str, partial: Path, target: Path, digest: str) -> None:
     if resumed:  # what was left may have been the start of another file: that is no reason to give up
         return _get_verified(url, partial, target, digest)
     raise RefusedError(
-        f"{target}: the SHA-256 is {got}, but {digest} was expected; the file was removed: run it again, "
+        f"{target}: the SHA-256 of what {shown(url)} sends is {got}, but {digest} was expected; run it again, "
         "or correct the digest in params.yaml if the publisher has changed the file"
     )
 
@@ -87,10 +87,15 @@ def _get(url: str, partial: Path, name: str) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as answer:
-            if answer.status_code == 416:
+            if answer.status_code == 416 and have:
                 return  # nothing follows: the partial is whole, or it is of another file, which the digest will tell
             _check(answer, url)
             if answer.status_code == 200:
+                length = int(answer.headers.get("Content-Length", have))
+                if length < have or answer.headers.get("Content-Type", "").startswith("text/html"):
+                    raise RefusedError(
+                        f"{shown(url)}: the server sends another file, such as a page that asks to log in"
+                    )
                 have = 0  # the server ignores ranges and starts over, so do we
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 raise RefusedError(f"{shown(url)}: the server sends another part of the file than the one asked for")
@@ -104,8 +109,8 @@ def _get(url: str, partial: Path, name: str) -> None:
 def _store(answer: Any, partial: Path, have: int, name: str) -> None:
     from tqdm import tqdm
 
-    length = answer.headers.get("Content-Length")
-    total = have + int(length) if length else None
+    length, whole = answer.headers.get("Content-Length"), answer.headers.get("Content-Range", "").rpartition("/")[2]
+    total = have + int(length) if length else int(whole) if whole.isdigit() else None
     with (
         files.naming(partial),
         partial.open("ab" if have else "wb") as file,

@@ -1,10 +1,13 @@
 """Files from the Hugging Face Hub (or a mirror, by HF_ENDPOINT), at a pinned revision: checkpoints and corpora."""
 
+import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pipeline import files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_disk_full
 from pipeline.params import Corpus, Model
 
 ADVICE = "check the network, or name a mirror with HF_ENDPOINT"
@@ -25,8 +28,8 @@ def download(where: str, entry: Model | Corpus, wanted: list[str], folder: Path)
     """Get the files `wanted` of a model or corpus into `folder` and return it; verified ones that are there are kept.
 
     `where` names the entry of params.yaml in errors, such as "model 'small'". Raises UserError when a file is not
-    there, not reachable or not what its SHA-256 says (that of params.yaml, else the hub's own), and when neither a
-    digest nor a full commit hash pins it.
+    there, not reachable or not what its digest says (the SHA-256 in params.yaml, else what the hub tells), and when
+    neither a SHA-256 nor a full commit hash pins it.
     """
     repo, revision = str(entry.repo), str(entry.revision)
     kind = "model" if isinstance(entry, Model) else "dataset"
@@ -34,38 +37,56 @@ def download(where: str, entry: Model | Corpus, wanted: list[str], folder: Path)
     for file in wanted:
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise UserError(f"{where}: {file!r} is not a file inside the repository; correct its files in params.yaml")
-        digest = entry.files[file]
-        if digest is None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        if entry.files[file] is None and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise UserError(
                 f"{where}: nothing pins {file}: revision {revision!r} can move, so give a commit's 40 digits "
                 f"or the SHA-256 of {file}"
             )
-        if digest and (folder / file).is_file() and files.sha256(folder / file) == digest:
-            print(f"kept {folder / file}")
-            continue
-        path, published = _download(where, kind, repo, revision, file, folder)
-        digest = digest or published
-        if digest and (got := files.sha256(path)) != digest:
-            path.unlink()
-            raise UserError(
-                f"{where}: the SHA-256 of {file} is {got}, but {digest} was expected; the file was removed: "
-                "run it again, or correct the digest in params.yaml if the publisher has changed the file"
-            )
+        with _explained(where, kind, repo, revision, file):
+            _get(where, kind, repo, revision, file, folder, entry.files[file])
     return folder
 
 
-def _download(where: str, kind: str, repo: str, revision: str, file: str, folder: Path) -> tuple[Path, str | None]:
-    """Return the file's place, and its SHA-256 if it comes from the hub just now and the hub tells (of large files)."""
+def _get(where: str, kind: str, repo: str, revision: str, file: str, folder: Path, pinned: str | None) -> None:
     import huggingface_hub
+
+    path = folder / file
+    url = huggingface_hub.hf_hub_url(repo, file, repo_type=kind, revision=revision)
+    digest = pinned or str(huggingface_hub.get_hf_file_metadata(url).etag)
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
+        raise UserError(f"{where}: the hub tells no digest of {file}; give its SHA-256 in params.yaml")
+    if path.is_file() and _digest(path, digest) == digest:
+        print(f"kept {path}")
+        return
+    huggingface_hub.hf_hub_download(
+        repo, file, repo_type=kind, revision=revision, local_dir=folder, force_download=path.is_file()
+    )
+    if (got := _digest(path, digest)) != digest:  # the library itself looks at the size alone
+        path.unlink()
+        raise UserError(
+            f"{where}: the SHA-256 of {file} is {got}, but {digest} was expected; the file was removed: "
+            "run it again, or correct the digest in params.yaml if the publisher has changed the file"
+        )
+
+
+def _digest(path: Path, like: str) -> str:
+    """Return a file's SHA-256, which the hub tells of large files, or the SHA-1 by which git calls a small one."""
+    if len(like) == 64:
+        return files.sha256(path)
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def _explained(where: str, kind: str, repo: str, revision: str, file: str) -> Iterator[None]:
+    """Turn the library's errors into sentences."""
     from huggingface_hub import errors
 
     what = f"{where}: {file} of {repo}"
     try:
-        there = (folder / file).is_file()  # which the library compares with the hub's digest
-        path = Path(huggingface_hub.hf_hub_download(repo, file, repo_type=kind, revision=revision, local_dir=folder))
-        url = huggingface_hub.hf_hub_url(repo, file, repo_type=kind, revision=revision)
-        etag = None if there else huggingface_hub.get_hf_file_metadata(url).etag
-        return path, etag if etag and re.fullmatch(r"[0-9a-f]{64}", etag) else None
+        yield
+    except UserError:
+        raise
     except errors.GatedRepoError:
         raise UserError(f"{where}: {repo} asks for a login; accept its terms and set HF_TOKEN") from None
     except errors.RepositoryNotFoundError:
@@ -78,5 +99,10 @@ def _download(where: str, kind: str, repo: str, revision: str, file: str, folder
         raise UserError(f"{what} does not exist at revision {revision!r}; correct its files in params.yaml") from None
     except errors.HFValidationError as error:
         raise UserError(f"{where}: {repo!r} is not a repository's name ({error})") from None
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(f"{what} cannot be downloaded: {str(error).splitlines()[0]}; {ADVICE}") from None
+    except Exception as error:  # of many kinds: the library passes on those of what it is built on
+        if is_disk_full(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise UserError(
+            f"{what} cannot be downloaded: {type(error).__name__}: {reason}; run it again, or {ADVICE}"
+        ) from error

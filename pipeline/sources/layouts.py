@@ -52,7 +52,10 @@ def members(archives: list[Path], wanted: Callable[[str], bool]) -> Iterator[tup
         with _reading(archive):
             if archive.suffix == ".parquet":
                 for row in _rows(archive, ["id", "audio"]):
-                    yield row["id"], row["audio"]["bytes"] if wanted(row["id"]) else None
+                    data = (row["audio"] or {}).get("bytes")
+                    if data is None:
+                        raise UserError(f"{archive}: the audio of utterance {row['id']!r} is not inside the file")
+                    yield row["id"], data if wanted(row["id"]) else None
             else:
                 yield from (_zip if zipfile.is_zipfile(archive) else _tar)(archive, wanted)
 
@@ -91,7 +94,8 @@ def _rows(archive: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(archive) as file:
+        # Without these two, memory would grow with the file, and with its row groups.
+        with pyarrow.parquet.ParquetFile(archive, pre_buffer=False, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(batch_size=16, columns=columns):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
@@ -110,14 +114,23 @@ def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording
     for archive in archives:
         with _reading(archive):
             try:
-                columns = pyarrow.parquet.read_schema(archive).names
+                schema = pyarrow.parquet.read_schema(archive)
             except pyarrow.ArrowInvalid as error:
                 raise DamagedError(str(error)) from None
-            speaker = "speaker_id" if "speaker_id" in columns else "speaker"
+            speaker = "speaker_id" if "speaker_id" in schema.names else "speaker"
             for column in ("id", "text", "audio", speaker):
-                if column not in columns:
-                    raise UserError(f"{where}: {archive} has no column {column!r}{suggestion(column, columns)}")
+                if column not in schema.names:
+                    raise UserError(f"{where}: {archive} has no column {column!r}{suggestion(column, schema.names)}")
+            for column, kind, fits in (
+                ("id", "text", pyarrow.types.is_string),
+                ("text", "text", pyarrow.types.is_string),
+                ("audio", "an object with bytes", pyarrow.types.is_struct),
+            ):
+                if not fits(schema.field(column).type):
+                    raise UserError(f"{where}: {archive}: column {column!r} is not {kind}")
             for row in _rows(archive, ["id", "text", speaker]):
+                if row["id"] is None or row[speaker] is None:
+                    raise UserError(f"{where}: {archive} has a row without {'id' if row['id'] is None else speaker}")
                 text = (row["text"] or "").strip() or None
                 name = row["id"]
                 _add(

@@ -86,8 +86,9 @@ def test_wrong_bytes_are_removed_and_the_next_run_recovers(url: str, server: Ser
     with pytest.raises(UserError) as error:
         http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert str(error.value) == (
-        f"{tmp_path}/file.tar.gz: the SHA-256 is {hashlib.sha256(server.files['/file.tar.gz']).hexdigest()}, but "
-        f"{DIGEST} was expected; the file was removed: run it again, or correct the digest in params.yaml if the "
+        f"{tmp_path}/file.tar.gz: the SHA-256 of what {url} sends is "
+        f"{hashlib.sha256(server.files['/file.tar.gz']).hexdigest()}, but "
+        f"{DIGEST} was expected; run it again, or correct the digest in params.yaml if the "
         "publisher has changed the file"
     )
     assert left(tmp_path) == []
@@ -106,10 +107,28 @@ def test_a_mirror_with_wrong_bytes_is_passed_over(url: str, server: Server, tmp_
 def test_with_a_wrong_digest_the_file_that_is_there_stays(url: str, tmp_path: Path) -> None:
     """Somebody who mistypes the digest does not download it all again."""
     http.download([url], tmp_path / "file.tar.gz", DIGEST)
-    with pytest.raises(UserError, match="the SHA-256 is"):
+    with pytest.raises(UserError, match="the SHA-256 of what"):
         http.download([url], tmp_path / "file.tar.gz", "0" * 64)
     assert (tmp_path / "file.tar.gz").read_bytes() == DATA
     assert left(tmp_path) == ["file.tar.gz"]
+
+
+def test_a_page_that_asks_to_log_in_does_not_cost_what_is_there(url: str, server: Server, tmp_path: Path) -> None:
+    """What a hotel's network answers, with status 200, instead of the rest of the file."""
+    partial = tmp_path / ".file.tar.gz.partial"
+    partial.write_bytes(DATA[:500_000])
+    server.files["/portal"], server.types["/portal"] = b"<html>" * 200_000, "text/html; charset=utf-8"
+    server.files["/short"] = b"Please log in"
+    server.ignored_ranges = 2
+    with pytest.raises(UserError) as error:
+        http.download([f"{server.url}/portal", f"{server.url}/short"], tmp_path / "file.tar.gz", DIGEST)
+    sentence = "the server sends another file, such as a page that asks to log in"
+    assert str(error.value) == (
+        f"{server.url}/portal: {sentence}; {server.url}/short: {sentence} "
+        "(500,000 bytes are kept, the next run goes on from there)"
+    )
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert server.requests[-1] == ("/file.tar.gz", "bytes=500000-")
 
 
 def test_a_busy_server_is_asked_again(url: str, server: Server, tmp_path: Path) -> None:
