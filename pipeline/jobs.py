@@ -2,8 +2,8 @@
 
 Usage: python -m pipeline.jobs N
 
-One DVC runs one stage after the other. Several run side by side where each is told its stages and to wait for locks:
-DVC's locks see to it that nobody reads what another one writes. `dvc repro` does the rest afterwards.
+One DVC runs one stage after the other. Several run side by side where each is told its stages, and to wait while
+another one writes dvc.lock. `dvc repro` does the rest afterwards.
 
 Where there are several GPUs they are dealt out. Cores are shared equally, unless OMP_NUM_THREADS is set: equal threads
 give equal texts. What a job says is shown when it has ended, and its last line at any time on a terminal.
@@ -20,7 +20,9 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline import errors, params
@@ -30,7 +32,13 @@ from pipeline.machine import JOBS
 REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 
 FIRST = ("prepare", "fetch", f"quantize@{params.BASELINE}")
-"""The stages that several jobs need."""
+"""Stages whose outs several jobs read: DVC refuses to touch them meanwhile, rather than to wait."""
+
+CHATTER = re.compile(
+    r"Updating lock file|Generating lock file|Stage '.*' didn't change|Data and pipelines are up to date|"
+    r"To track the changes|\s*git add|To enable auto staging|\s*dvc config core.autostage|Use `dvc push`"
+)
+"""Lines of DVC that tell nothing about a job."""
 
 
 def jobs(settings: params.Params) -> dict[str, list[str]]:
@@ -38,7 +46,8 @@ def jobs(settings: params.Params) -> dict[str, list[str]]:
     kinds = ("quantize", "transcribe", "score")
     stages = {name: [f"{kind}@{name}" for kind in kinds] for name in settings.variants}
     stages[params.CANDIDATE] = [f"{kind}_{params.CANDIDATE}" for kind in kinds]
-    return stages | {"protocols": ["transcribe_protocols", "score_protocols"]}
+    stages["other protocols"] = ["transcribe_protocols", "score_protocols"]  # no variant can be called so
+    return {name: [stage for stage in named if stage not in FIRST] for name, named in stages.items()}
 
 
 def environments(count: int, device: str) -> list[dict[str, str]]:
@@ -71,52 +80,65 @@ class Pool:
             self.free.put((line, environment))
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
+        self.starting = threading.Lock()
 
-    def run(self, name: str, stages: list[str]) -> bool:
+    def run(self, name: str, command: Sequence[str]) -> bool:
         """Run a job as soon as a place is free, show what it has said, and tell whether it succeeded."""
         line, environment = self.free.get()
         try:
-            return not self.stopped and self._run(name, stages, line, environment)
+            return self._run(name, command, line, environment)
         finally:
             self.free.put((line, environment))
 
-    def _run(self, name: str, stages: list[str], line: Any, environment: dict[str, str]) -> bool:
+    def _run(self, name: str, command: Sequence[str], line: Any, environment: dict[str, str]) -> bool:
         # A terminal of its own, where there is one: or the stages would show no progress.
         ours, theirs = os.openpty() if self.terminal else os.pipe()
-        if self.terminal:
-            size = shutil.get_terminal_size()
-            termios.tcsetwinsize(theirs, (size.lines, max(size.columns - len(name) - 3, 20)))
-        process = subprocess.Popen(
-            [*REPRO, "--quiet", "--single-item", *stages],
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-            env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C reaches it through `stop`, and once
-        )
-        os.close(theirs)
-        self.running.add(process)
+        try:
+            if self.terminal:
+                size = shutil.get_terminal_size()
+                termios.tcsetwinsize(theirs, (size.lines, max(size.columns - len(name) - 3, 20)))
+            with self.starting:  # `stop` sees every process that was started before it, and none is started after
+                if self.stopped:
+                    os.close(ours)
+                    return False
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=theirs,
+                    stderr=theirs,
+                    env=os.environ | environment,
+                    start_new_session=True,  # Ctrl-C reaches it through `stop` alone
+                )
+                self.running.add(process)
+        finally:
+            os.close(theirs)
         said = []
-        for text, whole in _lines(ours):
-            if whole and text:
-                said.append(f"{name} | {text}\n")
-            line.set_description_str(text if text.startswith(name) else f"{name}: {text}")
-        os.close(ours)
+        with os.fdopen(ours, "rb", buffering=0):
+            for text, whole in _lines(ours):
+                if whole and text and not CHATTER.match(text):
+                    said.append(f"{name} | {text}\n")
+                line.set_description_str(text if text.startswith(name) else f"{name}: {text}")
         succeeded = process.wait() == 0
         self.running.discard(process)
         line.set_description_str("")
         if not self.stopped:
-            with self.ended.external_write_mode():
-                print("".join(said), flush=True)
+            if said:
+                with self.ended.external_write_mode():
+                    print("".join(said), flush=True)
             self.ended.update()
         return succeeded
 
     def stop(self) -> None:
         """Interrupt what runs, and start nothing more."""
-        self.stopped = True
-        for process in list(self.running):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
+        with self.starting:
+            self.stopped = True
+        while self.running:
+            for process in list(self.running):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGINT)
+            patience = time.monotonic() + 2  # DVC has locks to give back; then again, as it may just have started
+            while self.running and time.monotonic() < patience:
+                time.sleep(0.05)
 
     def close(self) -> None:
         """Leave the terminal as it should be; nothing runs any more."""
@@ -132,6 +154,7 @@ def _lines(source: int) -> Iterator[tuple[str, bool]]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield _visible(line), True
+        rest = b"\r".join(rest.split(b"\r")[-3:])  # what a progress bar has overwritten is gone
         if rest:
             yield _visible(rest), False
     if rest:
@@ -158,19 +181,21 @@ def main(count: int) -> None:
     if count < 1:
         raise UserError(f"{count} jobs are none; give 1 or more")
     stages = jobs(settings)
-    if subprocess.run([*REPRO, *FIRST], check=False).returncode:
-        sys.exit(1)  # DVC and the stage have said why
-    pool = Pool(environments(count, settings.device), len(stages))
-    try:
-        with concurrent.futures.ThreadPoolExecutor(count) as executor:
-            started = {name: executor.submit(pool.run, name, named) for name, named in stages.items()}
-            try:
-                failed = [name for name, job in started.items() if not job.result()]
-            except KeyboardInterrupt:
-                pool.stop()
-                raise
-    finally:
-        pool.close()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; but jobs shall hear `stop`
+        signal.signal(signal.SIGINT, lambda *_: None)
+    pool = Pool(environments(min(count, len(stages)), settings.device), 1 + len(stages))
+    with concurrent.futures.ThreadPoolExecutor(count) as executor, contextlib.closing(pool):
+        try:
+            if not executor.submit(pool.run, "all", [*REPRO, *FIRST]).result():
+                raise UserError("what all jobs need could not be made; why stands above")
+            started = {
+                name: executor.submit(pool.run, name, [*REPRO, "--single-item", *named])
+                for name, named in stages.items()
+            }
+            failed = [name for name, job in started.items() if not job.result()]
+        except BaseException:
+            pool.stop()
+            raise
     if failed:
         raise UserError(
             f"{len(failed)} of {len(stages)} jobs failed: {', '.join(failed)}; what they said stands above, "

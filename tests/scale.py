@@ -205,12 +205,12 @@ class Watch:
         return peaks
 
 
-def stage(dvc: int) -> tuple[Any, str] | None:
-    """Find the stage that a DVC process runs."""
+def stage(dvc: int, kind: str = "") -> tuple[Any, str] | None:
+    """Find the stage that a DVC process runs, or one whose name begins with `kind`."""
     with suppress(psutil.Error, IndexError):
         for process in psutil.Process(dvc).children(recursive=True):
             words = process.cmdline()
-            if words[1:2] == ["-m"] and words[2].startswith("pipeline."):
+            if words[1:2] == ["-m"] and words[2].startswith(f"pipeline.{kind}"):
                 return process, "@".join([words[2].removeprefix("pipeline."), *words[3:4]])
     return None
 

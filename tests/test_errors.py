@@ -1,10 +1,15 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from pipeline import errors
+from tests.conftest import ROOT, encode, noise
 
 
 def test_a_suggestion_is_the_closest_word_or_the_list() -> None:
@@ -58,6 +63,36 @@ def test_signals_are_interruptions(number: signal.Signals, capsys: pytest.Captur
     with pytest.raises(SystemExit) as ended, errors.stage("score"):
         os.kill(os.getpid(), number)
     assert (ended.value.code, capsys.readouterr().err) == (130, "score: interrupted; run it again to go on\n")
+
+
+DECODE = """
+import sys
+from pathlib import Path
+from pipeline import errors
+from pipeline.sources import audio
+data = Path(sys.argv[1]).read_bytes()
+with errors.stage("prepare"):
+    print("ready", flush=True)
+    while True:
+        audio.check("an utterance", data)
+"""
+
+
+@pytest.mark.parametrize("after", [0.1, 0.13, 0.17, 0.2, 0.25])
+def test_an_interruption_is_not_lost_while_audio_is_decoded(after: float, tmp_path: Path) -> None:
+    """The library that decodes calls back into Python, where an exception would be printed and forgotten."""
+    (tmp_path / "long.flac").write_bytes(encode(noise(20)))
+    command = [sys.executable, "-c", DECODE, str(tmp_path / "long.flac")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(after)
+        process.send_signal(signal.SIGTERM)
+        try:
+            _, said = process.communicate(timeout=5)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (130, "prepare: interrupted; run it again to go on\n")
 
 
 def test_nohup_is_minded() -> None:

@@ -2,15 +2,19 @@
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from pipeline import jobs, params
 from pipeline.machine import JOBS
+from tests import scale
 from tests.conftest import ROOT
 from tests.study import VARIANTS, Study
 
@@ -19,12 +23,12 @@ def test_every_stage_of_a_variant_is_in_its_job() -> None:
     """What is in no job runs afterwards, alone."""
     settings = params.read(ROOT / "params.yaml")
     found = jobs.jobs(settings)
-    assert list(found) == [*settings.variants, "candidate", "protocols"]
+    assert list(found) == [*settings.variants, "candidate", "other protocols"]
     assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4"]
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     names = [f"{name}@{variant}" for name in stages for variant in settings.variants if "foreach" in stages[name]]
     names += [name for name in stages if "foreach" not in stages[name]]
-    last = {"download", "prepare", "fetch", "compare", "plot"}
+    last = {"download", "prepare", "fetch", "quantize@fp32", "compare", "plot"}
     assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - last)
 
 
@@ -93,7 +97,7 @@ def fresh(finished: Study, tmp_path: Path) -> Study:
 
 @pytest.mark.slow
 def test_several_jobs_give_what_one_gives(fresh: Study, finished: Study) -> None:
-    said = fresh.did("python", "-m", "pipeline.jobs", "3")
+    said = fresh.did("python", "-m", "pipeline.jobs", "6")
     assert fresh.ran("repro") == ["compare", "plot"]
     assert results(fresh) == results(finished)
     assert fresh.read("reports/metrics.json") == finished.read("reports/metrics.json")
@@ -101,7 +105,7 @@ def test_several_jobs_give_what_one_gives(fresh: Study, finished: Study) -> None
     # Each job's lines stand together.
     heads = [line.split(" | ")[0] for line in said.splitlines() if " | " in line]
     together = [head for n, head in enumerate(heads) if n == 0 or heads[n - 1] != head]
-    assert sorted(together) == sorted([*VARIANTS, "candidate", "protocols"])
+    assert sorted(together) == sorted(["all", *VARIANTS, "candidate", "other protocols"])
 
 
 @pytest.mark.slow
@@ -121,3 +125,24 @@ def test_a_job_that_fails_does_not_hold_up_the_others(fresh: Study) -> None:
 def test_no_jobs(finished: Study, count: str, sentence: str) -> None:
     failed = finished.run("python", "-m", "pipeline.jobs", count)
     assert (failed.returncode, failed.stdout) == (1, sentence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_jobs_with_one_line(number: signal.Signals, fresh: Study) -> None:
+    with scale.started(fresh, "python", "-m", "pipeline.jobs", "2") as process:
+        while scale.stage(process.pid, "transcribe") is None:
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        began = time.monotonic()
+        process.send_signal(number)
+        said, _ = process.communicate()
+        assert time.monotonic() - began < 5
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "jobs: interrupted; run it again to go on"
+    assert "Traceback" not in said
+    assert "transcribe: interrupted" not in said
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    fresh.did("python", "-m", "pipeline.jobs", "2")
+    assert fresh.ran("repro") == ["compare", "plot"]
+    assert fresh.left() == []

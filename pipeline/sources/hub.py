@@ -104,5 +104,5 @@ def _explained(where: str, kind: str, repo: str, revision: str, file: str) -> It
             raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise UserError(
-            f"{what} cannot be downloaded: {type(error).__name__}: {reason}; run it again, or {ADVICE}"
+            f"{what} cannot be downloaded: {type(error).__name__}: {reason}; run it again; {ADVICE}"
         ) from error
