@@ -11,9 +11,6 @@ import sys
 import types
 from collections.abc import Iterable, Iterator
 
-if "DVC_STAGE" in os.environ and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `stage` takes over: no traceback out of an import
-
 
 class UserError(Exception):
     """A mistake the user can mend: the message is one sentence naming the thing, the value and the way out."""
@@ -63,9 +60,8 @@ def _interrupt(name: str, _: int, frame: types.FrameType | None) -> None:
     while frame:
         # An exception in the middle of an import makes libraries written in C++ abort; in soundfile's callbacks, which
         # its C library calls, it is lost.
-        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code.co_filename.endswith(
-            "soundfile.py"
-        ):
+        code = frame.f_code.co_filename
+        if code.startswith("<frozen importlib") or code.endswith("soundfile.py"):
             os._exit(_interrupted(name))
         frame = frame.f_back
     raise KeyboardInterrupt

@@ -61,22 +61,19 @@ def test_a_stage_that_is_killed_costs_nothing_else(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("stage", ["prepare", "transcribe@fp32"])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("stage", ["quantize@fp32", "transcribe@fp32"])
 def test_ctrl_c_ends_at_once_with_one_line(
     stage: str, share: float, whole: tuple[Study, scale.Watch], tmp_path: Path
 ) -> None:
-    """DVC adds a line of its own; it is the only one where the stage has not begun."""
+    """DVC adds a line of its own."""
     made, watch = whole
     made = made.copy(tmp_path / "study")
     at_work, said, seconds = scale.cut_short(made, stage, share * watch.seconds()[stage], scale.interrupt)
-    if at_work and "utterances" not in said:  # which is how these two tell that they are done
+    if at_work and "MB" not in said and "RTFx" not in said:  # which is how these two tell that they are done
         lines = said[said.index("> python -m") :].splitlines()[1:]
         name, _, variant = stage.partition("@")
         command = f"python -m pipeline.{name} {variant}".strip()
         failed = f"ERROR: failed to reproduce '{stage}': failed to run: {command}, exited with"
-        assert list(filter(None, lines)) in (
-            [f"{name}: interrupted; run it again to go on", f"{failed} 130"],
-            [f"{failed} -2"],
-        )
+        assert list(filter(None, lines)) == [f"{name}: interrupted; run it again to go on", f"{failed} 130"]
         assert seconds < 5
