@@ -94,8 +94,8 @@ def _rows(archive: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        # Without these two, memory would grow with the file, and with its row groups.
-        with pyarrow.parquet.ParquetFile(archive, pre_buffer=False, buffer_size=1 << 20) as file:
+        # Pre-buffering, the default, would hold the whole file; so it is a row group, 100 utterances as a rule.
+        with pyarrow.parquet.ParquetFile(archive, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=16, columns=columns):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
