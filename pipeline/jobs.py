@@ -93,14 +93,13 @@ class Pool:
     def _run(self, name: str, command: Sequence[str], line: Any, environment: dict[str, str]) -> bool:
         # A terminal of its own, where there is one: or the stages would show no progress.
         ours, theirs = os.openpty() if self.terminal else os.pipe()
-        try:
-            if self.terminal:
-                size = shutil.get_terminal_size()
-                termios.tcsetwinsize(theirs, (size.lines, max(size.columns - len(name) - 3, 20)))
-            with self.starting:  # `stop` sees every process that was started before it, and none is started after
-                if self.stopped:
-                    os.close(ours)
+        with os.fdopen(ours, "rb", buffering=0):
+            with os.fdopen(theirs, "wb", buffering=0), self.starting:
+                if self.stopped:  # `stop` sees every process that was started before it, and none is started after
                     return False
+                if self.terminal:
+                    size = shutil.get_terminal_size()
+                    termios.tcsetwinsize(theirs, (size.lines, max(size.columns - len(name) - 3, 20)))
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -110,10 +109,7 @@ class Pool:
                     start_new_session=True,  # Ctrl-C reaches it through `stop` alone
                 )
                 self.running.add(process)
-        finally:
-            os.close(theirs)
-        said = []
-        with os.fdopen(ours, "rb", buffering=0):
+            said = []
             for text, whole in _lines(ours):
                 if whole and text and not CHATTER.match(text):
                     said.append(f"{name} | {text}\n")

@@ -15,7 +15,6 @@ import itertools
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -31,6 +30,7 @@ import psutil  # type: ignore[import-untyped]
 import pyarrow.parquet
 from ruamel.yaml import YAML
 
+from pipeline import files
 from tests import study
 from tests.conftest import Server, _Handler, encode, noise, serve
 from tests.study import Study
@@ -215,6 +215,12 @@ def stage(dvc: int, kind: str = "") -> tuple[Any, str] | None:
     return None
 
 
+def runs(dvc: int, name: str) -> bool:
+    """Tell whether a DVC process runs this stage."""
+    found = stage(dvc)
+    return found is not None and found[1] == name
+
+
 @contextmanager
 def started(made: Study, *command: str) -> "Iterator[subprocess.Popen[str]]":
     """Start a command in a session of its own, as a terminal does; what is left of it is killed in the end."""
@@ -251,10 +257,8 @@ def forget(made: Study, name: str) -> None:
     content = YAML(typ="safe").load(lock)
     entry = content["stages"].pop(name)
     YAML(typ="safe").dump(content, lock)
-    for out in entry["outs"]:
-        path = made.root / out["path"]
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(made.root / ".dvc/cache/runs", ignore_errors=True)
+    for path in (*(out["path"] for out in entry["outs"]), ".dvc/cache/runs"):
+        files.remove(made.root / path)
 
 
 def state(made: Study) -> dict[str, str]:
@@ -270,7 +274,7 @@ def state(made: Study) -> dict[str, str]:
         name = path.relative_to(cache).as_posix().replace("/", "")
         assert path.is_dir() or re.fullmatch(r"[0-9a-f]{32}(\.dir)?", name), path
         assert path.is_dir() or hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == name[:32], path
-    return {path: hashlib.sha256((made.root / path).read_bytes()).hexdigest() for path in sorted(kept)}
+    return {path: files.sha256(made.root / path) for path in sorted(kept)}
 
 
 def cut_short(made: Study, name: str, after: float, end: Callable[[int], None] = kill) -> tuple[bool, str, float]:
@@ -280,10 +284,10 @@ def cut_short(made: Study, name: str, after: float, end: Callable[[int], None] =
     """
     forget(made, name)
     with started(made, "dvc", "repro", name) as process:
-        while process.poll() is None and (stage(process.pid) or (None, ""))[1] != name:
+        while process.poll() is None and not runs(process.pid, name):
             time.sleep(0.01)
         time.sleep(after)
-        at_work = (stage(process.pid) or (None, ""))[1] == name
+        at_work = runs(process.pid, name)
         end(process.pid)
         ended = time.monotonic()
         said, _ = process.communicate()
