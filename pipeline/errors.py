@@ -1,15 +1,17 @@
 """One error for the mistakes a user can mend, and the frame every stage runs in."""
 
 import contextlib
-import ctypes
 import difflib
 import errno
 import functools
 import os
+import select
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -41,7 +43,7 @@ def stage(name: str) -> Iterator[None]:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, functools.partial(_interrupt, name))
     if "DVC_STAGE" in os.environ:
-        _end_with_parent()
+        _end_with_dvc()
     try:
         yield
     except KeyboardInterrupt:
@@ -71,11 +73,25 @@ def _interrupted(name: str) -> int:
     return _say(name, "interrupted; run it again to go on", 130)
 
 
-def _end_with_parent() -> None:
-    """Ask for a SIGTERM when DVC is killed, whose next run would write the same files as this stage does (Linux)."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+def _end_with_dvc() -> None:
+    """Send a SIGTERM here when DVC is killed, whose next run would write the same files as this stage does (Linux).
+
+    The shell that DVC runs the stage in may stand between the two (dash and fish wait, bash becomes the stage), and
+    outlives DVC; DVC itself is the first one above that has not been told the stage's name.
+    """
+    dvc = os.getppid()
+    try:
+        while b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{dvc}/environ").read_bytes():
+            dvc = int(Path(f"/proc/{dvc}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
+        end = os.pidfd_open(dvc)
+    except (OSError, AttributeError):
+        return
+
+    def wait() -> None:
+        select.select([end], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _say(name: str, sentence: str, status: int) -> int:

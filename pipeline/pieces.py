@@ -8,11 +8,15 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import corpus, files, machine
 from pipeline.params import Decoding, Latency
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -48,9 +52,6 @@ class Pieces:
             self.remove()
             files.write_json(self._folder / "key.json", key)
 
-    def __contains__(self, name: str) -> bool:
-        return _read(self._file(name)) is not None
-
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Return the piece `name` if it is here, else make and keep it; it holds what JSON holds, and is not None."""
         found: T | None = _read(self._file(name))
@@ -58,6 +59,24 @@ class Pieces:
             found = make()
             files.write_json(self._file(name), found)
         return found
+
+    def of_shards(self, title: str, shards: dict[str, Path], make: "Callable[[str, tqdm[Any]], T]") -> list[T]:
+        """Return the piece of each of `shards`, by their names, in their order; those that are here are not made again.
+
+        `make` gets a name, and the bar that shows `title` and counts the shards' utterances, kept ones among them.
+        """
+        from tqdm import tqdm
+
+        pieces: dict[str, T | None] = {name: _read(self._file(name)) for name in shards}
+        kept = corpus.count(shards[name] for name, piece in pieces.items() if piece is not None)
+        if kept:
+            print(f"{title}: kept {kept:,} utterances that an interrupted run has transcribed")
+        total = corpus.count(shards.values())
+        with tqdm(total=total, initial=kept, unit="utt", desc=title, disable=None) as progress:
+            return [
+                self.once(name, partial(make, name, progress)) if piece is None else piece
+                for name, piece in pieces.items()
+            ]
 
     def remove(self) -> None:
         """Remove all pieces: the output that they were kept for is there."""

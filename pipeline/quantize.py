@@ -28,15 +28,15 @@ def main(name: str) -> None:
     from pipeline import checkpoint, corpus, decoding, whisper
 
     model = whisper.load(BASELINE)
-    static = variant.activations == "static"
-    calibration = list(corpus.read(corpus.CALIBRATION)) if static else []
-
-    vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
-    heard = [decoding.transcript(model, utterance, vocabulary) for utterance in calibration]
-
-    def calibrate(watched: whisper.Whisper) -> None:
+    calibration = list(corpus.read(corpus.CALIBRATION)) if variant.activations == "static" else []
+    heard = []
+    if calibration:
         # The baseline's own transcripts drive the decoder: calibration needs no reference text, and a model that is
         # half calibrated does not get to babble.
+        vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
+        heard = [decoding.transcript(model, utterance, vocabulary) for utterance in calibration]
+
+    def calibrate(watched: whisper.Whisper) -> None:
         with torch.no_grad():
             for features, tokens in tqdm(heard, unit="utt", desc="calibration", disable=None):
                 watched(features, tokens)

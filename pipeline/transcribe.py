@@ -4,11 +4,9 @@ Usage: python -m pipeline.transcribe VARIANT
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pipeline.decoding import Vocabulary
-    from pipeline.pieces import Pieces
     from pipeline.whisper import Whisper
 
 PERCENTILES = (50, 90, 95)
@@ -52,8 +49,7 @@ def main(name: str) -> None:
 
     import torch
 
-    from pipeline import backends, checkpoint, corpus, decoding, machine
-    from pipeline.pieces import Pieces
+    from pipeline import backends, checkpoint, corpus, decoding, machine, pieces
 
     folder, output = Path("models") / name, Path(f"reports/transcripts/{name}.jsonl")
     manifest = checkpoint.verify(folder)
@@ -62,7 +58,7 @@ def main(name: str) -> None:
     vocabulary = decoding.Vocabulary.read(
         folder, settings.decoding.language, settings.decoding.task, settings.decoding.suppress_non_speech
     )
-    pieces = Pieces(output, manifest, device, settings.decoding, settings.latency)
+    kept = pieces.Pieces(output, manifest, device, settings.decoding, settings.latency)
     torch.manual_seed(settings.decoding.seed)
     started = time.perf_counter()
     model = backends.get(backend).load(folder, device)
@@ -70,7 +66,7 @@ def main(name: str) -> None:
     transcriber = Transcriber(model, vocabulary, settings.decoding.max_new_tokens, device)
 
     transcriber.timed(corpus.some(corpus.CORPUS, 1))  # kernels are chosen and packed at first use
-    alone: dict[str, Any] = pieces.once(
+    alone: dict[str, Any] = kept.once(
         "alone",
         lambda: {
             "load_s": round(loaded, 3),
@@ -78,11 +74,16 @@ def main(name: str) -> None:
             "memory": machine.peak_memory(device),  # before batches need more
         },
     )
-    done = shards(name, transcriber, settings.decoding.batch_size, pieces)
+    shards = {pieces.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
+    done = kept.of_shards(
+        name,
+        shards,
+        lambda piece, progress: transcribe(shards[piece], transcriber, settings.decoding.batch_size, progress),
+    )
 
     rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
     audio, spent = (sum(piece[key] for piece in done) for key in ("audio_s", "transcribe_s"))
-    files.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.write_json_lines(output, rows)
     files.write_json(
         Path(f"reports/timings/{name}.json"),
         {
@@ -104,7 +105,7 @@ def main(name: str) -> None:
             "checkpoint": {key: manifest[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
         },
     )
-    pieces.remove()
+    kept.remove()
     print(f"{name}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
 
 
@@ -147,25 +148,7 @@ def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str
     }
 
 
-def shards(name: str, transcriber: Transcriber, batch_size: int, pieces: "Pieces") -> list[dict[str, Any]]:
-    """Transcribe the corpus shard by shard, those aside that an interrupted run has finished; return their pieces."""
-    from tqdm import tqdm
-
-    from pipeline import corpus
-    from pipeline.pieces import name as piece
-
-    all_of_them = corpus.shards(corpus.CORPUS)
-    kept = corpus.count(shard for shard in all_of_them if piece(shard) in pieces)
-    if kept:
-        print(f"{name}: kept {kept:,} utterances that an interrupted run has transcribed")
-    with tqdm(total=corpus.count(all_of_them), initial=kept, unit="utt", desc=name, disable=None) as progress:
-        return [
-            pieces.once(piece(shard), partial(transcribe_shard, shard, transcriber, batch_size, progress))
-            for shard in all_of_them
-        ]
-
-
-def transcribe_shard(shard: Path, transcriber: Transcriber, batch_size: int, progress: "tqdm[Any]") -> dict[str, Any]:
+def transcribe(shard: Path, transcriber: Transcriber, batch_size: int, progress: "tqdm[Any]") -> dict[str, Any]:
     """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
     from pipeline import corpus, decoding, machine
 

@@ -6,8 +6,7 @@ are no speech may be written, and how many tokens a loop may go on for. `score_p
 """
 
 import argparse
-import json
-from functools import partial
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +31,7 @@ def main() -> None:
     """Write reports/protocols.jsonl, sorted by split, id and protocol."""
     settings = params.read()
 
-    from tqdm import tqdm
-
-    from pipeline import checkpoint, corpus, decoding, machine, whisper
-    from pipeline.pieces import Pieces, name
+    from pipeline import checkpoint, corpus, decoding, machine, pieces, whisper
 
     folder = Path("models") / BASELINE
     device = machine.device(settings.device, "none")
@@ -43,25 +39,23 @@ def main() -> None:
     vocabularies = {
         suppress: decoding.Vocabulary.read(folder, own.language, own.task, suppress) for suppress in (True, False)
     }
-    pieces = Pieces(TRANSCRIPTS, checkpoint.verify(folder), device, own)
+    kept = pieces.Pieces(TRANSCRIPTS, checkpoint.verify(folder), device, own)
     model = whisper.load(folder, device)
-    names = {
-        (suppress, shard): f"{name(shard)}-{suppress}"
+    passes = {
+        f"{pieces.name(shard)}-{suppress}": (shard, suppress)
         for suppress in vocabularies
         for shard in corpus.shards(corpus.CORPUS)
     }
-    kept = corpus.count(shard for (_, shard), piece in names.items() if piece in pieces)
-    table: list[Line] = []
-    with tqdm(
-        total=corpus.count(shard for _, shard in names), initial=kept, unit="utt", desc="protocols", disable=None
-    ) as progress:
-        for (suppress, shard), piece in names.items():
-            found = partial(lines, shard, suppress, model, vocabularies[suppress], own, progress)
-            table += pieces.once(piece, found)
+
+    def make(piece: str, progress: "tqdm[Any]") -> list[Line]:
+        shard, suppress = passes[piece]
+        return lines(shard, suppress, model, vocabularies[suppress], own, progress)
+
+    found = kept.of_shards("protocols", {piece: shard for piece, (shard, _) in passes.items()}, make)
     order = ("split", "id", "suppress_non_speech", "max_new_tokens")
-    table.sort(key=lambda line: [line[key] for key in order])
-    files.write_text(TRANSCRIPTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in table))
-    pieces.remove()
+    table = sorted(itertools.chain.from_iterable(found), key=lambda line: [line[key] for key in order])
+    files.write_json_lines(TRANSCRIPTS, table)
+    kept.remove()
 
 
 def lines(

@@ -176,7 +176,7 @@ class Server:
         self.drops = 0
         """How many of the next answers break off half-way."""
         self.statuses: list[int] = []
-        """Statuses that the next requests are answered with, before any file."""
+        """Statuses that the next requests are answered with, before any file; 0 for the file itself."""
         self.ignored_ranges = 0
         """How many of the next requests with a Range are answered with the whole file."""
         self.requests: list[tuple[str, str | None]] = []
@@ -193,8 +193,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         state.requests.append((self.path, asked))
         state.logins.append(self.headers.get("Authorization"))
-        if state.statuses:
-            return self.send_error(state.statuses.pop(0))
+        if state.statuses and (status := state.statuses.pop(0)):
+            return self.send_error(status)
         if self.path not in state.files:
             return self.send_error(404)
         data = state.files[self.path]
@@ -257,7 +257,9 @@ class _HubHandler(_Handler):
         self.send_response(200 if self.path in state.files else 404)
         if self.path in state.files:
             data = state.files[self.path]
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            small = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+            digest = small if self.path.endswith(".json") else hashlib.sha256(data)
+            self.send_header("ETag", f'"{digest.hexdigest()}"')
             self.send_header("X-Repo-Commit", rest.partition("/")[0])
             self.send_header("Content-Length", str(len(data)))
         else:

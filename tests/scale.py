@@ -277,13 +277,15 @@ def state(made: Study) -> dict[str, str]:
     return {path: files.sha256(made.root / path) for path in sorted(kept)}
 
 
-def cut_short(made: Study, name: str, after: float, end: Callable[[int], None] = kill) -> tuple[bool, str, float]:
-    """Run a stage for the first time and end it `after` seconds.
+def cut_short(
+    made: Study, name: str, after: float, end: Callable[[int], None] = kill, shell: str = "sh"
+) -> tuple[bool, str, float]:
+    """Run a stage for the first time, in the shell that DVC takes for its user's, and end it `after` seconds.
 
     Return whether it was still at work, what DVC and the stage said, and how many seconds it took to end.
     """
     forget(made, name)
-    with started(made, "dvc", "repro", name) as process:
+    with started(made, "env", f"SHELL={shell}", "dvc", "repro", name) as process:
         while process.poll() is None and not runs(process.pid, name):
             time.sleep(0.01)
         time.sleep(after)
@@ -311,9 +313,11 @@ def only_stage(dvc: int) -> None:
         found[0].kill()
 
 
-def survives(made: Study, name: str, after: float, victim: Callable[[int], None], whole: dict[str, str]) -> str:
+def survives(
+    made: Study, name: str, after: float, victim: Callable[[int], None], whole: dict[str, str], shell: str = "sh"
+) -> str:
     """Kill a stage in the middle; the next run must leave what an uninterrupted one does. Return what that says."""
-    while not cut_short(made, name, after, victim)[0]:  # it had finished already
+    while not cut_short(made, name, after, victim, shell)[0]:  # it had finished already
         after *= 0.7
     made.did("dvc", "repro", STAGES[-1])
     now = state(made)

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from safetensors.torch import load_file, save_file
 
-from pipeline import files
 from tests import toy
 from tests.conftest import ROOT, encode, noise
 
@@ -116,7 +114,7 @@ def make(folder: Path) -> Study:
         (study.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, study.root / name)
     shutil.copytree(ROOT / "pipeline", study.root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    model, speech = _model(folder / "toy"), _speech(folder / "speech")
+    model, speech = toy.talkative(toy.write(folder / "toy")), _speech(folder / "speech")
 
     def shrink(raw: Any) -> None:
         raw |= {"model": "toy", "corpus": "noise", "device": "cpu", "backend": "hqq", "bits": 8}
@@ -133,24 +131,6 @@ def make(folder: Path) -> Study:
     study.did("git", "config", "user.email", "tester@example.org")
     study.commit("Begin")
     return study
-
-
-def _model(folder: Path) -> Path:
-    """Write a random Whisper that says words of few letters, and other ones with weights of other bits."""
-    toy.write(folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        if "embed_tokens" in name:
-            tensor *= 0.03  # the head is tied to it: with large ones the model says its last letter again and again
-        elif "embed" not in name and tensor.dim() == 2:
-            tensor *= 3
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    letters = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    spoken = [letters[letter] for letter in "abcdefgĠ"]  # the last is the space of byte-level tokenizers
-    generation = json.loads((folder / "generation_config.json").read_text())
-    generation["suppress_tokens"] = [token for token in range(256 + len(toy.ENGLISH)) if token not in spoken]
-    files.write_json(folder / "generation_config.json", generation)
-    return folder
 
 
 def _speech(folder: Path) -> Path:

@@ -102,13 +102,13 @@ def test_a_run_that_breaks_off_ends_with_one_sentence_and_the_next_goes_on(
 ) -> None:
     """The real command, twice, with the real waits between tries."""
     openslr(tmp_project, published, "test-clean.tar.gz", "dev-clean.tar.gz")
-    published.drops = 5
+    published.drops, published.statuses = 1, [0, *[503] * 4]
     first = run()
     kept = Path("data/raw/librispeech/.test-clean.tar.gz.partial").stat().st_size
     url = f"{published.url}/12/test-clean.tar.gz"
     assert first.returncode == 1
     assert first.stderr.splitlines()[-1] == (
-        f"download: {url}: the connection was lost; check the network and run it again "
+        f"download: {url}: the server answers 503 Service Unavailable; run it again later "
         f"({kept:,} bytes are kept, the next run goes on from there)"
     )
     assert "Traceback" not in first.stderr

@@ -1,5 +1,7 @@
+import contextlib
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -93,6 +95,40 @@ def test_an_interruption_is_not_lost_while_audio_is_decoded(after: float, tmp_pa
         finally:
             process.kill()
     assert (process.returncode, said) == (130, "prepare: interrupted; run it again to go on\n")
+
+
+STAGE = """
+import time
+from pipeline import errors
+with errors.stage("score"):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+DVC = """
+import os, subprocess, sys
+subprocess.run([sys.argv[1], "-c", sys.argv[2]], env=os.environ | {"DVC_STAGE": "score@fp32"})
+"""
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("rest", ["", "; true"])
+def test_a_stage_ends_with_the_dvc_that_started_it(shell: str, rest: str) -> None:
+    """Whether the shell has become the stage, or waits for it as dash does, and bash where more follows."""
+    stage = shlex.join([sys.executable, "-c", STAGE]) + rest
+    command = [sys.executable, "-c", DVC, shell, stage]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        try:
+            _, said = process.communicate(timeout=5)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert said == "score: interrupted; run it again to go on\n"
 
 
 def test_nohup_is_minded() -> None:

@@ -64,9 +64,8 @@ def talkative(folder: Path) -> Path:
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
         if name in ("model.decoder.embed_tokens.weight", "model.encoder.embed_positions.weight"):
-            tensor *= (
-                0.03  # the head is tied to the tokens, so that it says its last one again; positions drown the sound
-            )
+            # The head is tied to the tokens, so that it says its last one again; positions drown the sound.
+            tensor *= 0.03
         elif "embed" not in name and tensor.dim() == 2:
             tensor *= 6 if "encoder_attn" in name else 3
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

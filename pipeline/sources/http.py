@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pipeline import files
 from pipeline.errors import UserError
 
-WAITS = (0.5, 1, 2, 4)  # seconds between tries: a broken connection is retried this often, then it is the user's turn
+WAITS = (0.5, 1, 2, 4)  # seconds between tries that bring nothing new; after so many it is the user's turn
 CHUNK = 1 << 18
 
 
@@ -68,11 +68,14 @@ def _get_verified(url: str, partial: Path, target: Path, digest: str) -> None:
 
 
 def _get_patiently(url: str, partial: Path, name: str) -> None:
-    for wait in (*WAITS, None):
+    most, waits = _size(partial), iter(WAITS)
+    while True:
         try:
             return _get(url, partial, name)
         except RetryError:
-            if wait is None:
+            if _size(partial) > most:  # one that ignores ranges starts over: only what was never here is progress
+                most, waits = _size(partial), iter(WAITS)
+            if (wait := next(waits, None)) is None:
                 raise
             time.sleep(wait)
 

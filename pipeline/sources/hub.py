@@ -63,9 +63,11 @@ def _get(where: str, kind: str, repo: str, revision: str, file: str, folder: Pat
     )
     if (got := _digest(path, digest)) != digest:  # the library itself looks at the size alone
         path.unlink()
+        what = "SHA-256" if len(digest) == 64 else "git object name"
+        other = ", or correct the digest in params.yaml if the publisher has changed the file" if pinned else ""
         raise UserError(
-            f"{where}: the SHA-256 of {file} is {got}, but {digest} was expected; the file was removed: "
-            "run it again, or correct the digest in params.yaml if the publisher has changed the file"
+            f"{where}: the {what} of {file} is {got}, but {digest} was expected; the file was removed: "
+            f"run it again{other}"
         )
 
 

@@ -50,20 +50,20 @@ def test_a_dropped_connection_is_resumed_at_once(url: str, server: Server, tmp_p
     ]
 
 
-def test_a_connection_that_keeps_dropping_is_given_up_and_resumed_by_the_next_run(
+def test_a_server_that_stays_away_is_given_up_and_the_next_run_resumes(
     url: str, server: Server, tmp_path: Path
 ) -> None:
-    server.drops = 5
+    server.drops, server.statuses = 1, [0, *[503] * 4]
     with pytest.raises(UserError) as error:
         http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert str(error.value) == (
-        f"{url}: the connection was lost; check the network and run it again "
-        "(992,000 bytes are kept, the next run goes on from there)"
+        f"{url}: the server answers 503 Service Unavailable; run it again later "
+        "(512,000 bytes are kept, the next run goes on from there)"
     )
     assert left(tmp_path) == [".file.tar.gz.partial"]
     http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert (tmp_path / "file.tar.gz").read_bytes() == DATA
-    assert server.requests[-1] == ("/file.tar.gz", "bytes=992000-")
+    assert server.requests[-1] == ("/file.tar.gz", "bytes=512000-")
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(url: str, server: Server, tmp_path: Path) -> None:
@@ -129,6 +129,21 @@ def test_a_page_that_asks_to_log_in_does_not_cost_what_is_there(url: str, server
     )
     http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert server.requests[-1] == ("/file.tar.gz", "bytes=500000-")
+
+
+def test_tries_are_not_spent_while_they_bring_something(url: str, server: Server, tmp_path: Path) -> None:
+    server.drops = 10
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert len(server.requests) == 11
+
+
+def test_tries_are_spent_by_what_was_here_before(url: str, server: Server, tmp_path: Path) -> None:
+    """A server that ignores ranges and breaks off at the same place each time."""
+    server.drops = server.ignored_ranges = 100
+    with pytest.raises(UserError, match="the connection was lost; check the network and run it again"):
+        http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert len(server.requests) == 5
 
 
 def test_a_busy_server_is_asked_again(url: str, server: Server, tmp_path: Path) -> None:
