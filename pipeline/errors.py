@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -53,6 +54,7 @@ def stage(name: str) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
+        _remove_bytecode()
         # A failed copy names its source first.
         where = getattr(error, "filename2", None) or getattr(error, "filename", None) or "the project's folder"
         sys.exit(_say(name, f"the disk is full while writing {where}: free some space and run it again", 1))
@@ -92,6 +94,15 @@ def _end_with_dvc() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _remove_bytecode() -> None:
+    """Remove the bytecode of this package, which Python writes anew.
+
+    On a full disk Python 3.11 may keep the half of such a file, and fails to read it ever after (CPython's gh-126606).
+    """
+    for folder in Path(__file__).parent.rglob("__pycache__"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _say(name: str, sentence: str, status: int) -> int:

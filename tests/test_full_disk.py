@@ -10,7 +10,7 @@ import pytest
 from tests.study import Study
 
 FULL_DISK = """
-mount -t tmpfs -o size=64m none disk && mkdir disk/study && cp -r study/. disk/study && cd disk/study || exit 77
+mount -t tmpfs -o size=64m none disk && mkdir disk/study && cp -a study/. disk/study && cd disk/study || exit 77
 with_room() {
     head -c 64M /dev/zero > ballast 2> /dev/null
     truncate --size=-$1K ballast
@@ -87,6 +87,23 @@ def test_download(finished: Study, tmp_path: Path) -> None:
         "data/raw/noise/test.tar",
         "as before",
     ]
+
+
+@pytest.mark.slow
+def test_bytecode_that_python_could_not_write(finished: Study, tmp_path: Path) -> None:
+    """What a clone or an edit leaves to do: Python 3.11 keeps half a file of it, which no later run could read."""
+    script = """
+    rm -r data/raw
+    unset PYTHONDONTWRITEBYTECODE
+    for room in 8 12 16 20; do
+        find pipeline -name __pycache__ | xargs rm -rf
+        with_room $room python -m pipeline.download
+    done
+    python -m pipeline.download
+    dvc status --quiet && echo as before
+    """
+    full = [sentence("download", "data/raw/noise/test.tar"), "exit 1"]
+    assert full_disk(finished, tmp_path, script) == [*full * 4, "as before"]
 
 
 @pytest.mark.slow
