@@ -11,6 +11,7 @@ from tests.study import Study
 
 FULL_DISK = """
 mount -t tmpfs -o size=64m none disk && mkdir disk/study && cp -a study/. disk/study && cd disk/study || exit 77
+export PYTHONDONTWRITEBYTECODE=1
 with_room() {
     head -c 64M /dev/zero > ballast 2> /dev/null
     truncate --size=-$1K ballast
@@ -20,7 +21,7 @@ with_room() {
     rm ballast
 }
 """
-"""Work on a disk of its own; with_room KILOBYTES COMMAND... runs a command when so much is free."""
+"""Work on a disk of its own; with_room KILOBYTES COMMAND... runs a command when so much is free for its own files."""
 
 
 def full_disk(study: Study, folder: Path, script: str) -> list[str]:
