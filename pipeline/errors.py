@@ -6,13 +6,15 @@ import errno
 import functools
 import os
 import select
-import shutil
 import signal
 import sys
 import threading
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+JOBS_PID = "WHISPER_PTQ_JOBS_PID"
+"""The process that runs several DVCs at once, if one does (`jobs`)."""
 
 
 class UserError(Exception):
@@ -43,9 +45,9 @@ def stage(name: str) -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, functools.partial(_interrupt, name))
-    if "DVC_STAGE" in os.environ:
-        _end_with_dvc()
     try:
+        if "DVC_STAGE" in os.environ:
+            _end_with_parents()
         yield
     except KeyboardInterrupt:
         sys.exit(_interrupted(name))
@@ -54,7 +56,6 @@ def stage(name: str) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        _remove_bytecode()
         # A failed copy names its source first.
         where = getattr(error, "filename2", None) or getattr(error, "filename", None) or "the project's folder"
         sys.exit(_say(name, f"the disk is full while writing {where}: free some space and run it again", 1))
@@ -75,34 +76,36 @@ def _interrupted(name: str) -> int:
     return _say(name, "interrupted; run it again to go on", 130)
 
 
-def _end_with_dvc() -> None:
-    """Send a SIGTERM here when DVC is killed, whose next run would write the same files as this stage does (Linux).
+def _end_with_parents() -> None:
+    """Send a SIGTERM here when DVC is killed, or the jobs that DVC is one of (Linux).
 
-    The shell that DVC runs the stage in may stand between the two (dash and fish wait, bash becomes the stage), and
-    outlives DVC; DVC itself is the first one above that has not been told the stage's name.
+    Their next run would write the same files as this stage does.
     """
-    dvc = os.getppid()
     try:
-        while b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{dvc}/environ").read_bytes():
-            dvc = int(Path(f"/proc/{dvc}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
-        end = os.pidfd_open(dvc)
+        parents = [_dvc(), int(os.environ[JOBS_PID])] if JOBS_PID in os.environ else [_dvc()]
+        ends = [os.pidfd_open(pid) for pid in parents]
+    except ProcessLookupError:  # gone already
+        raise KeyboardInterrupt from None
     except (OSError, AttributeError):
         return
 
     def wait() -> None:
-        select.select([end], [], [])
+        select.select(ends, [], [])
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _remove_bytecode() -> None:
-    """Remove the bytecode of this package, which Python writes anew.
+def _dvc() -> int:
+    """Return the process ID of DVC, which is the first one above that has not been told the stage's name.
 
-    On a full disk Python 3.11 may keep the half of such a file, and fails to read it ever after (CPython's gh-126606).
+    The shell that DVC runs a stage in may stand between the two: dash and fish wait, bash becomes the stage.
     """
-    for folder in Path(__file__).parent.rglob("__pycache__"):
-        shutil.rmtree(folder, ignore_errors=True)
+    told = f"\0DVC_STAGE={os.environ['DVC_STAGE']}\0".encode()
+    pid = os.getppid()
+    while told in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
+    return pid
 
 
 def _say(name: str, sentence: str, status: int) -> int:

@@ -39,6 +39,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def pieces(path: Path) -> Path:
+    """Name the folder beside `path` in which pieces of it are kept until DVC has recorded the whole."""
+    return path.with_name(f".{path.name}.pieces")
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder, if there is one."""
     if path.is_dir() and not path.is_symlink():

@@ -53,7 +53,11 @@ def jobs(settings: params.Params) -> dict[str, list[str]]:
 def environments(count: int, device: str) -> list[dict[str, str]]:
     """Return what is set for each of `count` jobs at once: its share of the cores, and its GPU."""
     cores = len(os.sched_getaffinity(0))
-    shared = {JOBS: str(count), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))}
+    shared = {
+        JOBS: str(count),
+        errors.JOBS_PID: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
+    }
     gpus = _gpus() if device in ("auto", "cuda") else []
     return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {}) for n in range(count)]
 

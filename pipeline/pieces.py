@@ -1,6 +1,7 @@
-"""Finished pieces of a long stage's output, kept beside it until the whole is written: a crash costs one piece.
+"""Finished pieces of a long stage's output, kept beside it: a crash costs one piece.
 
-DVC removes the outs of a stage before it runs the stage; the pieces are none of them, so the next run finds them.
+DVC removes the outs of a stage before it runs the stage; the pieces are none of them, so the next run finds them. They
+stay when the output is written, as DVC may still fail to record it; the stage that reads the output removes them.
 """
 
 import dataclasses
@@ -36,20 +37,22 @@ class Pieces:
         package = Path(__file__).parent
         key = {
             "checkpoint": checkpoint,
-            "corpus": _digest(corpus.shards(corpus.CORPUS)),
+            "corpus": _digest(corpus.shards(corpus.CORPUS), corpus.CORPUS),
             "device": device,
             "settings": [dataclasses.asdict(setting) for setting in settings],
-            "code": _digest(sorted(package.rglob("*.py"))),
+            "code": _digest(sorted(package.rglob("*.py")), package),
             "libraries": {library: importlib.metadata.version(library) for library in _LIBRARIES},
             **{name: value for name, value in machine.describe(device).items() if name != "jobs"},
         }
-        self._folder = output.with_name(f".{output.name}.pieces")
+        self._folder = files.pieces(output)
+        self._finished = self._folder / "finished"
         found = _read(self._folder / "key.json")
-        if found != key:
-            if isinstance(found, dict):
+        again = output.exists() and self._finished.exists()  # somebody wants it once more, without DVC
+        if found != key or again:
+            if isinstance(found, dict) and not again:
                 other = ", ".join(name for name in key if found.get(name) != key[name])
                 print(f"{output}: what an interrupted run has left is dropped, as it is of other {other}")
-            self.remove()
+            files.remove(self._folder)
             files.write_json(self._folder / "key.json", key)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -78,9 +81,9 @@ class Pieces:
                 for name, piece in pieces.items()
             ]
 
-    def remove(self) -> None:
-        """Remove all pieces: the output that they were kept for is there."""
-        files.remove(self._folder)
+    def finish(self) -> None:
+        """Note that the output is written."""
+        self._finished.touch()
 
     def _file(self, name: str) -> Path:
         return self._folder / f"piece-{name}.json"
@@ -91,8 +94,8 @@ def name(shard: Path) -> str:
     return shard.relative_to(corpus.CORPUS).with_suffix("").as_posix().replace("/", "-")
 
 
-def _digest(paths: list[Path]) -> str:
-    digests = "".join(f"{path} {files.sha256(path)}\n" for path in paths)
+def _digest(paths: list[Path], root: Path) -> str:
+    digests = "".join(f"{path.relative_to(root)} {files.sha256(path)}\n" for path in paths)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 

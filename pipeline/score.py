@@ -229,7 +229,8 @@ def main(variant: str) -> None:
     settings = params.read()
     settings.variant(variant)
     scoring = settings.scoring
-    utterances = score(read(TRANSCRIPTS / f"{variant}.jsonl"), normalizer(scoring.normalizer))
+    transcripts = TRANSCRIPTS / f"{variant}.jsonl"
+    utterances = score(read(transcripts), normalizer(scoring.normalizer))
     splits = {
         split: summarize(list(group), scoring.resamples, scoring.seed)
         for split, group in groupby(utterances, key=lambda utterance: utterance.split)
@@ -243,6 +244,7 @@ def main(variant: str) -> None:
             "utterances": [dataclasses.asdict(utterance) for utterance in utterances],
         },
     )
+    files.remove(files.pieces(transcripts))
     for split, counts in splits.items():
         print(f"{variant}, {split}: {described(counts)}")
 

@@ -105,7 +105,7 @@ def main(name: str) -> None:
             "checkpoint": {key: manifest[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
         },
     )
-    kept.remove()
+    kept.finish()
     print(f"{name}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
 
 

@@ -55,7 +55,7 @@ def main() -> None:
     order = ("split", "id", "suppress_non_speech", "max_new_tokens")
     table = sorted(itertools.chain.from_iterable(found), key=lambda line: [line[key] for key in order])
     files.write_json_lines(TRANSCRIPTS, table)
-    kept.remove()
+    kept.finish()
 
 
 def lines(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Before anything imports torch: small matrices and a busy machine make a second thread cost more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("NO_PROXY", "no_proxy"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))  # where the tests' servers are
 
 Packages = Callable[[str, params.Files], list[Path]]
 
@@ -179,6 +181,10 @@ class Server:
         """Statuses that the next requests are answered with, before any file; 0 for the file itself."""
         self.ignored_ranges = 0
         """How many of the next requests with a Range are answered with the whole file."""
+        self.most: int | None = None
+        """How many bytes of a range are sent at once."""
+        self.lengths: list[str] = []
+        """Content-Lengths of the next answers, in place of the right ones."""
         self.requests: list[tuple[str, str | None]] = []
         """Path and Range header of every request."""
         self.logins: list[str | None] = []
@@ -206,10 +212,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             data = state.wrong.pop(self.path, data)
         if start and start >= len(data):
             return self.send_error(416)
+        whole = len(data)
+        if start and state.most:
+            data = data[: start + state.most]
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{whole}")
+        self.send_header("Content-Length", state.lengths.pop(0) if state.lengths else str(len(data) - start))
         self.send_header("Content-Type", state.types.get(self.path, "application/octet-stream"))
         self.end_headers()
         if state.drops:

@@ -47,7 +47,10 @@ class Study:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PIP_INDEX_URL": UNREACHABLE,
             "OMP_NUM_THREADS": "1",  # starting threads takes longer than these matrices
+            "SHELL": "/bin/sh",  # that of a service account may refuse to run anything
             "DVC_NO_ANALYTICS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
             "DVC_SITE_CACHE_DIR": str(self.root.parent / "site-cache"),
             "DVC_GLOBAL_CONFIG_DIR": str(self.root.parent / "no-config"),
             "DVC_SYSTEM_CONFIG_DIR": str(self.root.parent / "no-config"),

@@ -109,7 +109,8 @@ def test_a_run_that_breaks_off_ends_with_one_sentence_and_the_next_goes_on(
     assert first.returncode == 1
     assert first.stderr.splitlines()[-1] == (
         f"download: {url}: the server answers 503 Service Unavailable; run it again later "
-        f"({kept:,} bytes are kept, the next run goes on from there)"
+        f"({kept:,} bytes are kept in data/raw/librispeech/.test-clean.tar.gz.partial: "
+        "the next run goes on from there, unless you delete it)"
     )
     assert "Traceback" not in first.stderr
     second = run()

@@ -113,8 +113,9 @@ subprocess.run([sys.argv[1], "-c", sys.argv[2]], env=os.environ | {"DVC_STAGE": 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 @pytest.mark.parametrize("rest", ["", "; true"])
-def test_a_stage_ends_with_the_dvc_that_started_it(shell: str, rest: str) -> None:
+def test_a_stage_ends_with_the_dvc_that_started_it(shell: str, rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the shell has become the stage, or waits for it as dash does, and bash where more follows."""
+    monkeypatch.setenv("DVC_STAGE", "tests")  # where somebody's DVC runs ours
     stage = shlex.join([sys.executable, "-c", STAGE]) + rest
     command = [sys.executable, "-c", DVC, shell, stage]
     with subprocess.Popen(
@@ -129,6 +130,18 @@ def test_a_stage_ends_with_the_dvc_that_started_it(shell: str, rest: str) -> Non
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert said == "score: interrupted; run it again to go on\n"
+
+
+def test_a_stage_of_jobs_that_are_gone_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    monkeypatch.setenv("DVC_STAGE", "score@fp32")
+    monkeypatch.setenv(errors.JOBS_PID, str(gone.pid))
+    with pytest.raises(SystemExit) as ended, errors.stage("score"):
+        pytest.fail("it has begun")
+    assert (ended.value.code, capsys.readouterr().err) == (130, "score: interrupted; run it again to go on\n")
 
 
 def test_nohup_is_minded() -> None:

@@ -99,11 +99,13 @@ def test_bytecode_that_python_could_not_write(finished: Study, tmp_path: Path) -
     for room in 8 12 16 20; do
         find pipeline -name __pycache__ | xargs rm -rf
         with_room $room python -m pipeline.download
+        with_room $room python -m pipeline.support --check
     done
+    python -m pipeline.support --check
     python -m pipeline.download
     dvc status --quiet && echo as before
     """
-    full = [sentence("download", "data/raw/noise/test.tar"), "exit 1"]
+    full = [sentence("download", "data/raw/noise/test.tar"), "exit 1", "exit 0"]
     assert full_disk(finished, tmp_path, script) == [*full * 4, "as before"]
 
 
@@ -116,6 +118,7 @@ def test_transcribe(finished: Study, tmp_path: Path) -> None:
     ls -A reports/transcripts | tr "\\n" " "
     echo
     python -m pipeline.transcribe fp32 > /dev/null
+    python -m pipeline.score fp32 > /dev/null
     ls -A reports/transcripts | tr "\\n" " "
     echo
     sha256sum < reports/transcripts/fp32.jsonl

@@ -121,6 +121,19 @@ def test_a_job_that_fails_does_not_hold_up_the_others(fresh: Study) -> None:
     assert fresh.ran("repro") == ["compare", "plot", "quantize@hqq-int4", "score@hqq-int4", "transcribe@hqq-int4"]
 
 
+@pytest.mark.slow
+def test_when_jobs_are_killed_nothing_goes_on(fresh: Study) -> None:
+    """With SIGKILL, which they cannot pass on."""
+    with scale.started(fresh, "python", "-m", "pipeline.jobs", "2") as process:
+        while scale.stage(process.pid, "transcribe") is None:
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+    fresh.did("python", "-m", "pipeline.jobs", "2")
+    assert fresh.left() == []
+
+
 @pytest.mark.parametrize(("count", "sentence"), [("0", "jobs: 0 jobs are none; give 1 or more\n")])
 def test_no_jobs(finished: Study, count: str, sentence: str) -> None:
     failed = finished.run("python", "-m", "pipeline.jobs", count)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import corpus, decoding, pieces, quantize, transcribe, whisper
+from pipeline import corpus, decoding, pieces, quantize, score, transcribe, whisper
 from pipeline.errors import UserError
 from tests import toy
 from tests.conftest import Project
@@ -139,9 +139,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
 
 
 def outputs(project: Project, name: str = "fp32") -> dict[str, Any]:
-    """Return what a finished run leaves in reports/."""
+    """Return what a finished run leaves in reports/, aside from its pieces."""
     folder = project.root / "reports"
-    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/[!.]*")) == [
         f"timings/{name}.json",
         f"transcripts/{name}.jsonl",
     ]
@@ -187,6 +187,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert resumed["timings"]["audio_s"] == whole["timings"]["audio_s"] == 5.25
     assert resumed["timings"]["latency"]["utterances"] == 5
     assert len(asked) == 2 + ALONE + 5
+
+
+def test_pieces_stay_until_dvc_has_recorded_the_output(stopped: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC may fail to, or be killed; it removes the output before it runs the stage again."""
+    transcribe.main("fp32")
+    whole = outputs(stopped)
+    for path in ("transcripts/fp32.jsonl", "timings/fp32.json"):
+        (stopped.root / "reports" / path).unlink()
+    asked = interrupt(monkeypatch, 0)
+    transcribe.main("fp32")
+    assert asked[1:] == []
+    assert outputs(stopped) == whole
+    score.main("fp32")  # which runs when it is recorded
+    assert [path.name for path in (stopped.root / "reports/transcripts").iterdir()] == ["fp32.jsonl"]
 
 
 def _other_settings(project: Project, _: pytest.MonkeyPatch) -> None:

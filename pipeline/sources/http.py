@@ -48,8 +48,10 @@ def download(urls: Sequence[str], target: Path, digest: str) -> None:
             return
         except (RefusedError, RetryError) as failure:
             failures.append(failure)
-    here = f" ({_size(partial):,} bytes are kept, the next run goes on from there)" if _size(partial) else ""
-    raise UserError(f"{'; '.join(map(str, failures))}{here}")
+    reasons = "; ".join(map(str, failures))
+    if size := _size(partial):
+        reasons += f" ({size:,} bytes are kept in {partial}: the next run goes on from there, unless you delete it)"
+    raise UserError(reasons)
 
 
 def _get_verified(url: str, partial: Path, target: Path, digest: str) -> None:
@@ -94,8 +96,7 @@ def _get(url: str, partial: Path, name: str) -> None:
                 return  # nothing follows: the partial is whole, or it is of another file, which the digest will tell
             _check(answer, url)
             if answer.status_code == 200:
-                length = int(answer.headers.get("Content-Length", have))
-                if length < have or answer.headers.get("Content-Type", "").startswith("text/html"):
+                if _length(answer) in range(have) or answer.headers.get("Content-Type", "").startswith("text/html"):
                     raise RefusedError(
                         f"{shown(url)}: the server sends another file, such as a page that asks to log in"
                     )
@@ -104,7 +105,8 @@ def _get(url: str, partial: Path, name: str) -> None:
                 raise RefusedError(f"{shown(url)}: the server sends another part of the file than the one asked for")
             _store(answer, partial, have, name)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        if isinstance(error, ValueError):  # requests' kind for what is no URL
+        # What is no URL is a ValueError of requests'; an address of a proxy that is none, too.
+        if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidProxyURL):
             raise RefusedError(f"{shown(url)} is not an address that can be downloaded from") from None
         raise RetryError(f"{shown(url)}: {_reason(error)}; check the network and run it again") from None
 
@@ -112,8 +114,9 @@ def _get(url: str, partial: Path, name: str) -> None:
 def _store(answer: Any, partial: Path, have: int, name: str) -> None:
     from tqdm import tqdm
 
-    length, whole = answer.headers.get("Content-Length"), answer.headers.get("Content-Range", "").rpartition("/")[2]
-    total = have + int(length) if length else int(whole) if whole.isdigit() else None
+    whole = answer.headers.get("Content-Range", "").rpartition("/")[2]  # a server may send less at once than asked for
+    length = _length(answer)
+    total = int(whole) if whole.isdigit() else None if length is None else have + length
     with (
         files.naming(partial),
         partial.open("ab" if have else "wb") as file,
@@ -124,6 +127,13 @@ def _store(answer: Any, partial: Path, have: int, name: str) -> None:
             bar.update(len(chunk))
     if total is not None and _size(partial) < total:
         raise RetryError(f"{shown(answer.url)}: the connection was lost; run it again")
+
+
+def _length(answer: Any) -> int | None:
+    """Return the Content-Length, if there is one that means something (proxies have been seen to repeat it)."""
+    told = {length.strip() for length in answer.headers.get("Content-Length", "").split(",")}
+    length = told.pop()
+    return int(length) if length.isdecimal() and not told else None
 
 
 def _check(answer: Any, url: str) -> None:

@@ -58,7 +58,8 @@ def test_a_server_that_stays_away_is_given_up_and_the_next_run_resumes(
         http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert str(error.value) == (
         f"{url}: the server answers 503 Service Unavailable; run it again later "
-        "(512,000 bytes are kept, the next run goes on from there)"
+        f"(512,000 bytes are kept in {tmp_path}/.file.tar.gz.partial: the next run goes on from there, "
+        "unless you delete it)"
     )
     assert left(tmp_path) == [".file.tar.gz.partial"]
     http.download([url], tmp_path / "file.tar.gz", DIGEST)
@@ -125,7 +126,7 @@ def test_a_page_that_asks_to_log_in_does_not_cost_what_is_there(url: str, server
     sentence = "the server sends another file, such as a page that asks to log in"
     assert str(error.value) == (
         f"{server.url}/portal: {sentence}; {server.url}/short: {sentence} "
-        "(500,000 bytes are kept, the next run goes on from there)"
+        f"(500,000 bytes are kept in {partial}: the next run goes on from there, unless you delete it)"
     )
     http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert server.requests[-1] == ("/file.tar.gz", "bytes=500000-")
@@ -144,6 +145,24 @@ def test_tries_are_spent_by_what_was_here_before(url: str, server: Server, tmp_p
     with pytest.raises(UserError, match="the connection was lost; check the network and run it again"):
         http.download([url], tmp_path / "file.tar.gz", DIGEST)
     assert len(server.requests) == 5
+
+
+def test_a_server_that_sends_less_than_asked_for_is_asked_for_the_rest(
+    url: str, server: Server, tmp_path: Path
+) -> None:
+    """Proxies limit an answer: that is a right one to a Range (RFC 9110, 15.3.7), and not the end of the file."""
+    (tmp_path / ".file.tar.gz.partial").write_bytes(DATA[:500_000])
+    server.most = 200_000
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
+    assert [asked for _, asked in server.requests] == ["bytes=500000-", "bytes=700000-", "bytes=900000-"]
+
+
+@pytest.mark.parametrize("length", ["1024000, 1024000", "lots", "-1"])
+def test_a_length_that_means_nothing_is_done_without(length: str, url: str, server: Server, tmp_path: Path) -> None:
+    server.lengths = [length]
+    http.download([url], tmp_path / "file.tar.gz", DIGEST)
+    assert (tmp_path / "file.tar.gz").read_bytes() == DATA
 
 
 def test_a_busy_server_is_asked_again(url: str, server: Server, tmp_path: Path) -> None:
