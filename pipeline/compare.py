@@ -242,10 +242,11 @@ def main() -> None:
 
 
 def sweep(names: Sequence[str]) -> None:
-    """Remove the scores and timings that dropped variants left.
+    """Remove the scores and timings that dropped variants left, and pieces of what is finished and recorded by now.
 
-    DVC leaves them, and hashes them with the folders: dvc.lock would then not fit the clone that never had them.
+    DVC leaves the former, and hashes them with the folders: dvc.lock would then not fit the clone that never had them.
     """
+    files.remove_finished_pieces(Path("reports"))
     for folder in (SCORES, TIMINGS):
         for file in folder.glob("*.json"):
             if file.stem not in names:

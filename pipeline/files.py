@@ -44,6 +44,18 @@ def pieces(path: Path) -> Path:
     return path.with_name(f".{path.name}.pieces")
 
 
+def finished(pieces: Path) -> Path:
+    """Name the file that is in a folder of pieces when what they are pieces of is written."""
+    return pieces / "finished"
+
+
+def remove_finished_pieces(folder: Path) -> None:
+    """Remove the pieces, anywhere in `folder`, of what is written."""
+    for found in list(folder.rglob(".*.pieces")):
+        if finished(found).exists():
+            remove(found)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder, if there is one."""
     if path.is_dir() and not path.is_symlink():

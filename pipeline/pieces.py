@@ -1,7 +1,7 @@
 """Finished pieces of a long stage's output, kept beside it: a crash costs one piece.
 
 DVC removes the outs of a stage before it runs the stage; the pieces are none of them, so the next run finds them. They
-stay when the output is written, as DVC may still fail to record it; the stage that reads the output removes them.
+stay when the output is written, as DVC may still fail to record it; `compare`, which runs when all is recorded, removes them.
 """
 
 import dataclasses
@@ -45,9 +45,8 @@ class Pieces:
             **{name: value for name, value in machine.describe(device).items() if name != "jobs"},
         }
         self._folder = files.pieces(output)
-        self._finished = self._folder / "finished"
         found = _read(self._folder / "key.json")
-        again = output.exists() and self._finished.exists()  # somebody wants it once more, without DVC
+        again = output.exists() and files.finished(self._folder).exists()  # somebody wants it once more, without DVC
         if found != key or again:
             if isinstance(found, dict) and not again:
                 other = ", ".join(name for name in key if found.get(name) != key[name])
@@ -83,7 +82,7 @@ class Pieces:
 
     def finish(self) -> None:
         """Note that the output is written."""
-        self._finished.touch()
+        files.finished(self._folder).touch()
 
     def _file(self, name: str) -> Path:
         return self._folder / f"piece-{name}.json"

@@ -229,8 +229,7 @@ def main(variant: str) -> None:
     settings = params.read()
     settings.variant(variant)
     scoring = settings.scoring
-    transcripts = TRANSCRIPTS / f"{variant}.jsonl"
-    utterances = score(read(transcripts), normalizer(scoring.normalizer))
+    utterances = score(read(TRANSCRIPTS / f"{variant}.jsonl"), normalizer(scoring.normalizer))
     splits = {
         split: summarize(list(group), scoring.resamples, scoring.seed)
         for split, group in groupby(utterances, key=lambda utterance: utterance.split)
@@ -244,7 +243,6 @@ def main(variant: str) -> None:
             "utterances": [dataclasses.asdict(utterance) for utterance in utterances],
         },
     )
-    files.remove(files.pieces(transcripts))
     for split, counts in splits.items():
         print(f"{variant}, {split}: {described(counts)}")
 

@@ -76,7 +76,6 @@ def main() -> None:
     """Read reports/protocols.jsonl, write reports/protocol.csv."""
     table = rows(score.read(TRANSCRIPTS), params.read())
     files.write_text(REPORT, compare.to_csv(table))
-    files.remove(files.pieces(TRANSCRIPTS))
     for row in table:
         rate = f"{row['insertions_per_minute']:.2f} words/min" if row["wer"] is None else f"WER {row['wer']:.2f} %"
         ways = f"{'with' if row['suppress_non_speech'] else 'without'} suppression, {row['max_new_tokens']} tokens"

@@ -268,7 +268,7 @@ def state(made: Study) -> dict[str, str]:
     """
     timed = ("reports/timings", "dvc.lock", "reports/results.csv")
     paths = (path.relative_to(made.root).as_posix() for path in made.root.rglob("*") if path.is_file())
-    kept = (path for path in paths if not path.startswith((".git/", ".dvc/", *timed)) and "__pycache__" not in path)
+    kept = (path for path in paths if not path.startswith((".git/", ".dvc/", *timed)) and ".pieces/" not in path)
     cache = made.root / ".dvc/cache/files/md5"
     for path in cache.rglob("*"):
         name = path.relative_to(cache).as_posix().replace("/", "")
@@ -322,7 +322,7 @@ def survives(
     made.did("dvc", "repro", STAGES[-1])
     now = state(made)
     assert now == whole, sorted(path for path in now.keys() | whole.keys() if now.get(path) != whole.get(path))
-    assert made.left() == []
+    assert [left for left in made.left() if not files.finished(left).exists()] == []  # `compare` would remove these
     return f"{name}: killed by {victim.__name__} after {after:.1f} s, and survived"
 
 

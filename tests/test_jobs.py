@@ -12,7 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import jobs, params
+from pipeline import errors, jobs, params
 from pipeline.machine import JOBS
 from tests import scale
 from tests.conftest import ROOT
@@ -55,7 +55,7 @@ def test_gpus_are_dealt_out(
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert jobs.environments(3, "cpu") == [{JOBS: "3", "OMP_NUM_THREADS": "2"}] * 3
+    assert jobs.environments(3, "cpu") == [{JOBS: "3", errors.JOBS_PID: str(os.getpid()), "OMP_NUM_THREADS": "2"}] * 3
     assert jobs.environments(20, "cpu")[0]["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert jobs.environments(3, "cpu")[0]["OMP_NUM_THREADS"] == "5"
@@ -131,6 +131,7 @@ def test_when_jobs_are_killed_nothing_goes_on(fresh: Study) -> None:
         process.kill()
         assert psutil.wait_procs(children, timeout=5)[1] == []
     fresh.did("python", "-m", "pipeline.jobs", "2")
+    assert fresh.ran("repro") == ["compare", "plot"]
     assert fresh.left() == []
 
 
