@@ -282,7 +282,7 @@ def cut_short(
 ) -> tuple[bool, str, float]:
     """Run a stage for the first time, in the shell that DVC takes for its user's, and end it `after` seconds.
 
-    Return whether it was still at work, what DVC and the stage said, and how many seconds it took to end.
+    Return whether it was still at work (else nothing is ended), what DVC and the stage said, and how many seconds it took to end.
     """
     forget(made, name)
     with started(made, "env", f"SHELL={shell}", "dvc", "repro", name) as process:
@@ -290,7 +290,8 @@ def cut_short(
             time.sleep(0.01)
         time.sleep(after)
         at_work = runs(process.pid, name)
-        end(process.pid)
+        if at_work:  # else DVC may be writing dvc.lock, which it does in place
+            end(process.pid)
         ended = time.monotonic()
         said, _ = process.communicate()
     return at_work, said, time.monotonic() - ended
