@@ -259,6 +259,7 @@ def forget(made: Study, name: str) -> None:
     YAML(typ="safe").dump(content, lock)
     for path in (*(out["path"] for out in entry["outs"]), ".dvc/cache/runs"):
         files.remove(made.root / path)
+        files.remove(files.pieces(made.root / path))
 
 
 def state(made: Study) -> dict[str, str]:
@@ -282,7 +283,8 @@ def cut_short(
 ) -> tuple[bool, str, float]:
     """Run a stage for the first time, in the shell that DVC takes for its user's, and end it `after` seconds.
 
-    Return whether it was still at work (else nothing is ended), what DVC and the stage said, and how many seconds it took to end.
+    Return whether it was still at work (else nothing is ended), what DVC and the stage said, and how many seconds it
+    took to end.
     """
     forget(made, name)
     with started(made, "env", f"SHELL={shell}", "dvc", "repro", name) as process:
