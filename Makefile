@@ -11,12 +11,12 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: run study test lint
 
 run: .venv/.installed
-	python -m pipeline.support --check
+	python -m pipeline.backends --check
 ifneq ($(JOBS),1)
-	python -m pipeline.jobs $(JOBS)
+	python -m pipeline.core.jobs $(JOBS)
 endif
 	dvc repro
-	@python -m pipeline.table
+	@python -m pipeline.results
 
 study: .venv/.installed
 	python -m pipeline.study "$(NAME)"

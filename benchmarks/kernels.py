@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.full_study import median
-from pipeline import backends, checkpoint, params
-from pipeline.params import BASELINE
-from pipeline.whisper import Whisper
+from pipeline import backends
+from pipeline.core import params
+from pipeline.core.params import BASELINE
+from pipeline.whisper import checkpoint
+from pipeline.whisper.network import Whisper
 
 POSITIONS = 64
 """Tokens that the caches have room for: more than the steps timed."""

@@ -1,11 +1,18 @@
-"""Download the corpus and the calibration speech as they are published, verified by checksum."""
+"""Download the corpus and the calibration speech as they are published, verified by checksum.
 
-import argparse
+What to get stands in params.yaml (corpus, calibration) and catalog.yaml (corpora). An interrupted run is gone on with.
+"""
 
-from pipeline import errors, files, params, sources
+from typing import TYPE_CHECKING
+
+from pipeline.core import files, stage
+from pipeline.speech import sources
+
+if TYPE_CHECKING:
+    from pipeline.core import params
 
 
-def needed(settings: params.Params) -> dict[str, list[str]]:
+def needed(settings: "params.Params") -> dict[str, list[str]]:
     """Name the splits to get, by corpus: those that are scored, and the one that calibrates."""
     splits = {settings.corpus: list(settings.corpora[settings.corpus].splits)}
     calibration = splits.setdefault(settings.calibration.corpus, [])
@@ -20,6 +27,8 @@ def main() -> None:
     Anything else is removed, so that the folder depends on params.yaml alone and not on what was tried before; DVC's
     cache keeps it.
     """
+    from pipeline.core import params
+
     settings = params.read()
     wanted = set()
     for name, splits in needed(settings).items():
@@ -31,10 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="python -m pipeline.download",
-        description=f"{__doc__} What to get stands in params.yaml: corpus, corpora, calibration. "
-        "It writes to data/raw/ and goes on where an interrupted run stopped.",
-    ).parse_args()
-    with errors.stage("download"):
-        main()
+    stage.run(main)

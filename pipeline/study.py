@@ -4,10 +4,8 @@ Usage: python -m pipeline.study NAME | --page FOLDER | --headline FOLDER
 """
 
 import argparse
-import csv
 import datetime
 import importlib.metadata
-import itertools
 import json
 import platform
 import re
@@ -18,20 +16,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from packaging.utils import canonicalize_name
 
-from pipeline import compare, errors, files, findings, page, params, score, table
-from pipeline.errors import UserError
-from pipeline.findings import ENVIRONMENT, Line
-from pipeline.params import BASELINE
+from pipeline import compare, score
+from pipeline.core import files, params, stage
+from pipeline.core.errors import UserError
+from pipeline.core.params import BASELINE
+from pipeline.results import figures, page, tables
+from pipeline.results.findings import ENVIRONMENT
+from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS
 
 STUDIES = Path("studies")
-PROTOCOL = Path("reports/protocol.csv")
-ENGINES = Path("reports/engines.csv")
 OPTIONAL = (PROTOCOL, ENGINES)
 """Tables that a study has where they were measured."""
 
-CHANGED_BY_RUNS = ("params.yaml", "dvc.lock", "reports", "studies")
+CHANGED_BY_RUNS = ("params.yaml", "catalog.yaml", "dvc.lock", "reports", "studies")
 """Files that experiments and studies change themselves: whatever else differs from the commit is code."""
 
 
@@ -42,12 +42,14 @@ def main(name: str) -> None:
             f"the name {name!r} of a study may hold only letters, digits and hyphens; say 'make study NAME=base'"
         )
     settings = params.read()
-    lines = findings.read_lines(table.RESULTS)
-    check_variants(settings.names, lines)
-    check_engines(settings.model)
-    findings.read_protocols(PROTOCOL)
-    described = environment(lines)
-    check_versions(described["packages"] | {"python": described["python"]})
+    results = tables.read(RESULTS)
+    check_variants(settings.names, results)
+    optional = [path for path in OPTIONAL if path.exists()]
+    read = {path: tables.read(path) for path in optional}
+    if ENGINES in read:
+        check_engines(settings.model, read[ENGINES])
+    described = environment(results)
+    check_versions(described["packages"] | {"python": described["python"]}, results)
     check_up_to_date()
     utterances = [f"{line['split']} {line['id']}\n" for line in score.read(score.TRANSCRIPTS / f"{BASELINE}.jsonl")]
     timings = [compare.read(compare.TIMINGS / f"{variant}.json", "transcribe") for variant in settings.names]
@@ -55,9 +57,9 @@ def main(name: str) -> None:
     heard = [f"{settings.calibration.split} {utterance}\n" for utterance in calibrated]
     with files.aside(STUDIES / name) as folder:
         folder.mkdir()
-        for file in (params.FILE, compare.METRICS, table.RESULTS, *(path for path in OPTIONAL if path.exists())):
+        for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, *optional):
             shutil.copyfile(file, folder / file.name)
-        shutil.copytree(table.FIGURES, folder / table.FIGURES.name, copy_function=shutil.copyfile)
+        shutil.copytree(figures.FIGURES, folder / figures.FIGURES.name, copy_function=shutil.copyfile)
         files.write_text(folder / page.UTTERANCES, "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
         write_page(folder, name)
@@ -69,35 +71,32 @@ def write_page(folder: Path, name: str) -> None:
     files.write_text(folder / "README.md", page.text(folder, name))
 
 
-def check_variants(names: Sequence[str], lines: Sequence[Line]) -> None:
+def check_variants(names: Sequence[str], results: pd.DataFrame) -> None:
     """Raise UserError unless the results are of the variants that params.yaml names."""
-    made = {line.variant for line in lines}
-    for name in sorted(made ^ {*names}):
+    for name in sorted({*results.variant} ^ {*names}):
         which = "has no results of" if name in names else "has results of another variant,"
-        raise UserError(f"{table.RESULTS} {which} {name!r}, so it does not fit {params.FILE}; run 'dvc repro' first")
+        raise UserError(f"{RESULTS} {which} {name!r}, so it does not fit {params.FILE}; run 'dvc repro' first")
 
 
-def check_engines(model: str) -> None:
+def check_engines(model: str, engines: pd.DataFrame) -> None:
     """Raise UserError where the engines were measured with another model: no stage of DVC watches their table."""
-    others = {row.model for row in findings.read_engines(ENGINES)} - {model, None}
+    others = {*engines.model} - {model, ""}
     if others:
         raise UserError(
             f"{ENGINES} is about model {others.pop()!r}, but {params.FILE} chooses {model!r}; "
-            f"run '{findings.ENGINES_BY}' again, or remove it"
+            f"run '{tables.MAKERS[ENGINES.name]}' again, or remove it"
         )
 
 
-def check_versions(here: Mapping[str, str]) -> None:
+def check_versions(here: Mapping[str, str], results: pd.DataFrame) -> None:
     """Raise UserError where the results were made with other versions than the installed ones, given by name."""
-    with table.RESULTS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row, package in itertools.product(rows, findings.LIBRARIES):
-        made = row[f"versions_{package}"]
-        if made != here[package]:
-            raise UserError(
-                f"{table.RESULTS}: {row['variant']!r} was measured with {package} {made}, but {here[package]} is "
-                "installed here; install that version, or run 'dvc repro --force' first"
-            )
+    for package in tables.LIBRARIES:
+        for variant, made in zip(results.variant, results[f"versions_{package}"], strict=True):
+            if made != here[package]:
+                raise UserError(
+                    f"{RESULTS}: {variant!r} was measured with {package} {made}, but {here[package]} is "
+                    "installed here; install that version, or run 'dvc repro --force' first"
+                )
 
 
 def check_up_to_date() -> None:
@@ -113,16 +112,16 @@ def check_up_to_date() -> None:
         raise UserError(f"{which} not up to date; run 'dvc repro' first")
 
 
-def environment(lines: Sequence[Line]) -> dict[str, Any]:
+def environment(results: pd.DataFrame) -> dict[str, Any]:
     """Return when and from which code the study was kept, where it was measured, and every installed package."""
     others = [f":!{path}" for path in CHANGED_BY_RUNS]
     packages = {canonicalize_name(package.name): package.version for package in importlib.metadata.distributions()}
-    measured = {(line.machine, line.device, line.threads) for line in lines}
+    measured = results[["machine", "device", "threads"]].drop_duplicates().sort_values(["machine", "device", "threads"])
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git("rev-parse", "HEAD").strip(),
         "uncommitted": [line[3:] for line in git("status", "--porcelain", "--", ".", *others).splitlines()],
-        "measured_on": [dict(zip(("machine", "device", "threads"), one, strict=True)) for one in sorted(measured)],
+        "measured_on": measured.to_dict("records"),
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items())),
     }
@@ -144,7 +143,7 @@ if __name__ == "__main__":
     chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
     chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print a study's tables for a README")
     arguments = parser.parse_args()
-    with errors.stage("study"):
+    with stage.guarded("study"):
         if arguments.page:
             write_page(arguments.page, arguments.page.resolve().name)
         elif arguments.headline:

@@ -1,23 +1,20 @@
-"""Transcribe the corpus with one variant's checkpoint, loaded from disk.
+"""Transcribe the corpus with one variant's checkpoint, loaded from disk."""
 
-Usage: python -m pipeline.transcribe VARIANT
-"""
-
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import errors, files, params
-from pipeline.corpus import Utterance
+from pipeline.core import stage
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pipeline.decoding import Vocabulary
-    from pipeline.whisper import Whisper
+    from pipeline.core import params
+    from pipeline.speech.corpus import Utterance
+    from pipeline.whisper.decoding import Vocabulary
+    from pipeline.whisper.network import Whisper
 
 PERCENTILES = (50, 90, 95)
 
@@ -31,9 +28,10 @@ class Transcriber:
     max_new_tokens: int
     device: str
 
-    def timed(self, batch: Sequence[Utterance]) -> tuple[list[str], float]:
+    def timed(self, batch: "Sequence[Utterance]") -> tuple[list[str], float]:
         """Return each utterance's text, and the seconds for all of them: features included, and the GPU's work done."""
-        from pipeline import decoding, machine
+        from pipeline.core import machine
+        from pipeline.whisper import decoding
 
         machine.synchronize(self.device)
         started = time.perf_counter()
@@ -42,53 +40,58 @@ class Transcriber:
         return texts, time.perf_counter() - started
 
 
-def main(name: str) -> None:
-    """Write reports/transcripts/<name>.jsonl, the same on every run, and reports/timings/<name>.json, which is not."""
+def main(variant: str) -> None:
+    """Write reports/transcripts/<variant>.jsonl, the same on every run, and reports/timings/<variant>.json."""
+    from pipeline.core import params
+
     settings = params.read()
-    settings.variant(name)
+    settings.variant(variant)
+    how = settings.decoding
 
     import torch
 
-    from pipeline import backends, checkpoint, corpus, decoding, machine, pieces
+    from pipeline import backends
+    from pipeline.core import files, machine, manifest, pieces
+    from pipeline.speech import corpus
+    from pipeline.whisper import decoding
 
-    folder, output = Path("models") / name, Path(f"reports/transcripts/{name}.jsonl")
-    manifest = checkpoint.verify(folder)
-    backend = manifest["variant"]["backend"]
-    device = machine.device(settings.device, backend)
-    vocabulary = decoding.Vocabulary.read(
-        folder, settings.decoding.language, settings.decoding.task, settings.decoding.suppress_non_speech
-    )
-    kept = pieces.Pieces(output, manifest, device, settings.decoding, settings.latency)
-    torch.manual_seed(settings.decoding.seed)
+    folder, output = Path("models") / variant, Path(f"reports/transcripts/{variant}.jsonl")
+    checkpoint = manifest.verify(folder)
+    name = checkpoint["variant"]["backend"]
+    backend = backends.get(name)
+    device = machine.device(settings.device, name, backend.DEVICES)
+    vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
+    shards = {corpus.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
+    decided = {"checkpoint": checkpoint, "decoding": vars(how), "latency": vars(settings.latency)}
+    kept = pieces.Pieces(output, pieces.key("transcribe", name, device, shards.values(), **decided))
+    torch.manual_seed(how.seed)
     started = time.perf_counter()
-    model = backends.get(backend).load(folder, device)
+    model = backend.load(folder, device)
     loaded = time.perf_counter() - started
-    transcriber = Transcriber(model, vocabulary, settings.decoding.max_new_tokens, device)
+    transcriber = Transcriber(model, vocabulary, how.max_new_tokens, device)
 
     transcriber.timed(corpus.some(corpus.CORPUS, 1))  # kernels are chosen and packed at first use
     alone: dict[str, Any] = kept.once(
         "alone",
         lambda: {
             "load_s": round(loaded, 3),
-            "latency": latency(name, transcriber, settings.latency),
+            "latency": latency(variant, transcriber, settings.latency),
             "memory": machine.peak_memory(device),  # before batches need more
         },
     )
-    shards = {pieces.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
-    done = kept.of_shards(
-        name,
-        shards,
-        lambda piece, progress: transcribe(shards[piece], transcriber, settings.decoding.batch_size, progress),
+    sizes = {shard: corpus.count(path) for shard, path in shards.items()}
+    done = kept.each(
+        variant, sizes, lambda shard, progress: transcribe(shards[shard], transcriber, how.batch_size, progress)
     )
 
     rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
     audio, spent = (sum(piece[key] for piece in done) for key in ("audio_s", "transcribe_s"))
     files.write_json_lines(output, rows)
     files.write_json(
-        Path(f"reports/timings/{name}.json"),
+        Path(f"reports/timings/{variant}.json"),
         {
             "device": device,
-            "batch_size": settings.decoding.batch_size,
+            "batch_size": how.batch_size,
             "split_utterances": corpus.split_utterances(corpus.CORPUS),
             "audio_s": round(audio, 3),
             "load_s": alone["load_s"],
@@ -102,14 +105,14 @@ def main(name: str) -> None:
                 for key, value in alone["memory"].items()
             },
             **machine.describe(device),
-            "checkpoint": {key: manifest[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
+            "checkpoint": {key: checkpoint[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
         },
     )
     kept.finish()
-    print(f"{name}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
+    print(f"{variant}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
 
 
-def latency(name: str, transcriber: Transcriber, settings: params.Latency) -> list[dict[str, Any]]:
+def latency(name: str, transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
     """Transcribe utterances one at a time; return id, text and seconds of each, features included.
 
     One more comes first and is not counted, as kernels may be packed anew for other threads.
@@ -117,7 +120,7 @@ def latency(name: str, transcriber: Transcriber, settings: params.Latency) -> li
     import torch
     from tqdm import tqdm
 
-    from pipeline import corpus
+    from pipeline.speech import corpus
 
     utterances = corpus.some(corpus.CORPUS, settings.utterances)
     single = []
@@ -150,7 +153,9 @@ def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str
 
 def transcribe(shard: Path, transcriber: Transcriber, batch_size: int, progress: "tqdm[Any]") -> dict[str, Any]:
     """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
-    from pipeline import corpus, decoding, machine
+    from pipeline.core import machine
+    from pipeline.speech import corpus
+    from pipeline.whisper import decoding
 
     rows: list[dict[str, str | float]] = []
     audio = spent = 0.0
@@ -158,27 +163,15 @@ def transcribe(shard: Path, transcriber: Transcriber, batch_size: int, progress:
         texts, seconds = transcriber.timed(batch)
         spent += seconds
         audio += sum(utterance.duration for utterance in batch)
-        rows += [_row(utterance, text) for utterance, text in zip(batch, texts, strict=True)]
+        rows += [
+            {**utterance.identity(), "text": utterance.text, "pred_text": text}
+            for utterance, text in zip(batch, texts, strict=True)
+        ]
         progress.update(len(batch))
         progress.set_postfix_str(f"RTFx {audio / spent:.1f}")
     memory = machine.peak_memory(transcriber.device)
     return {"rows": rows, "audio_s": audio, "transcribe_s": spent, "memory": memory}
 
 
-def _row(utterance: Utterance, text: str) -> dict[str, str | float]:
-    return {
-        "id": utterance.id,
-        "split": utterance.split,
-        "speaker": utterance.speaker,
-        "duration": utterance.duration,
-        "text": utterance.text,
-        "pred_text": text,
-    }
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variant", help="a key of `variants` in params.yaml, or 'candidate'")
-    arguments = parser.parse_args()
-    with errors.stage("transcribe"):
-        main(arguments.variant)
+    stage.run(main)

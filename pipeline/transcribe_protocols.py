@@ -5,19 +5,18 @@ Whisper-small, its model card 7.63 %). What protocols differ in, and papers leav
 are no speech may be written, and how many tokens a loop may go on for. `score_protocols` tells what moves the rate.
 """
 
-import argparse
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import errors, files, params
-from pipeline.params import BASELINE, Decoding
+from pipeline.core import stage
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pipeline.decoding import Vocabulary
-    from pipeline.whisper import Whisper
+    from pipeline.core.params import Decoding
+    from pipeline.whisper.decoding import Vocabulary
+    from pipeline.whisper.network import Whisper
 
 Line = dict[str, Any]
 
@@ -29,29 +28,31 @@ TOKENS = (444, 225)
 
 def main() -> None:
     """Write reports/protocols.jsonl, sorted by split, id and protocol."""
+    from pipeline.core import params
+
     settings = params.read()
-
-    from pipeline import checkpoint, corpus, decoding, machine, pieces, whisper
-
-    folder = Path("models") / BASELINE
-    device = machine.device(settings.device, "none")
     own = settings.decoding
+
+    from pipeline.core import files, machine, manifest, pieces
+    from pipeline.speech import corpus
+    from pipeline.whisper import decoding, weights
+
+    folder = Path("models") / params.BASELINE
+    device = machine.device(settings.device, "none", ("cpu", "cuda"))
     vocabularies = {
         suppress: decoding.Vocabulary.read(folder, own.language, own.task, suppress) for suppress in (True, False)
     }
-    kept = pieces.Pieces(TRANSCRIPTS, checkpoint.verify(folder), device, own)
-    model = whisper.load(folder, device)
-    passes = {
-        f"{pieces.name(shard)}-{suppress}": (shard, suppress)
-        for suppress in vocabularies
-        for shard in corpus.shards(corpus.CORPUS)
-    }
+    shards = corpus.shards(corpus.CORPUS)
+    decided = {"checkpoint": manifest.verify(folder), "decoding": vars(own)}
+    kept = pieces.Pieces(TRANSCRIPTS, pieces.key("transcribe_protocols", "none", device, shards, **decided))
+    model = weights.load(folder, device)
+    passes = {f"{corpus.name(shard)}-{suppress}": (shard, suppress) for suppress in vocabularies for shard in shards}
 
     def make(piece: str, progress: "tqdm[Any]") -> list[Line]:
         shard, suppress = passes[piece]
         return lines(shard, suppress, model, vocabularies[suppress], own, progress)
 
-    found = kept.of_shards("protocols", {piece: shard for piece, (shard, _) in passes.items()}, make)
+    found = kept.each("protocols", {piece: corpus.count(shard) for piece, (shard, _) in passes.items()}, make)
     order = ("split", "id", "suppress_non_speech", "max_new_tokens")
     table = sorted(itertools.chain.from_iterable(found), key=lambda line: [line[key] for key in order])
     files.write_json_lines(TRANSCRIPTS, table)
@@ -59,13 +60,14 @@ def main() -> None:
 
 
 def lines(
-    shard: Path, suppress: bool, model: "Whisper", vocabulary: "Vocabulary", own: Decoding, progress: "tqdm[Any]"
+    shard: Path, suppress: bool, model: "Whisper", vocabulary: "Vocabulary", own: "Decoding", progress: "tqdm[Any]"
 ) -> list[Line]:
     """Return a transcript line per utterance of a shard and limit of tokens, in no order.
 
     Greedy decoding to fewer tokens is the beginning of greedy decoding to more: one pass serves all limits.
     """
-    from pipeline import corpus, decoding
+    from pipeline.speech import corpus
+    from pipeline.whisper import decoding
 
     limits = sorted({own.max_new_tokens, *TOKENS})
     table = []
@@ -73,10 +75,7 @@ def lines(
         found = decoding.tokens(model, batch, vocabulary, limits[-1])
         table += [
             {
-                "id": utterance.id,
-                "split": utterance.split,
-                "speaker": utterance.speaker,
-                "duration": utterance.duration,
+                **utterance.identity(),
                 "suppress_non_speech": suppress,
                 "max_new_tokens": limit,
                 "text": utterance.text,
@@ -90,8 +89,4 @@ def lines(
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="python -m pipeline.transcribe_protocols", description=(__doc__ or "").splitlines()[0]
-    ).parse_args()
-    with errors.stage("transcribe_protocols"):
-        main()
+    stage.run(main)

@@ -1,6 +1,5 @@
 """What the tests share: a project in a temporary folder, real speech, real packages, and a server that misbehaves."""
 
-import dataclasses
 import functools
 import hashlib
 import http.server
@@ -20,10 +19,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import compare, corpus, fetch, params, prepare, table
-from pipeline.errors import UserError
-from pipeline.sources import http as source_http
-from pipeline.sources import package
+from pipeline import fetch, prepare
+from pipeline.core import http as source_http
+from pipeline.core import package, params
+from pipeline.core.errors import UserError
+from pipeline.results import tables
+from pipeline.speech import corpus
 
 if TYPE_CHECKING:
     from tests.study import Study
@@ -307,16 +308,16 @@ def archive(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
     return path
 
 
-def results_csv(*results: table.Result) -> str:
-    """Return results.csv with what the table and the figures read of it."""
-    rows = []
-    for result in results:
-        row = dataclasses.asdict(result)
+def results_csv(*rows: dict[str, Any]) -> str:
+    """Return results.csv of rows whose `rate` and `delta` are those of their measure."""
+    table = []
+    for given in rows:
+        row = dict(given)
         for bound in ("", "_low", "_high"):
-            row[f"{result.measure}{bound}"] = row.pop(f"rate{bound}")
-            row[f"{result.measure}_delta{bound}"] = row.pop(f"delta{bound}")
-        rows.append(row)
-    return compare.to_csv(rows)
+            row[f"{row['measure']}{bound}"] = row.pop(f"rate{bound}")
+            row[f"{row['measure']}_delta{bound}"] = row.pop(f"delta{bound}")
+        table.append(row)
+    return tables.to_csv(table)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ import psutil  # type: ignore[import-untyped]
 import pyarrow.parquet
 from ruamel.yaml import YAML
 
-from pipeline import files
+from pipeline.core import files
 from tests import study
 from tests.conftest import Server, _Handler, encode, noise, serve
 from tests.study import Study

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import download, params, sources
-from pipeline.errors import UserError
+from pipeline import download
+from pipeline.core import params
+from pipeline.core.errors import UserError
+from pipeline.speech import sources
 from tests.conftest import ROOT, Project, Server, archive
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fetch, params
-from pipeline.errors import UserError
+from pipeline import fetch
+from pipeline.core import params
+from pipeline.core.errors import UserError
 from tests.conftest import ROOT, Packages
 
 

@@ -1,9 +1,10 @@
-"""The graph: its stages declare what they import, and whole DVC runs rerun what a change affects and nothing else."""
+"""The graph: its stages declare what decides their output, and whole DVC runs rerun what a change affects."""
 
 import ast
 import csv
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -16,29 +17,29 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT, Packages
 from tests.study import VARIANTS, Study, ran
 
-YAML_FILES = {name: YAML(typ="safe").load(ROOT / name) for name in ("dvc.yaml", "params.yaml")}
-STAGES: dict[str, Any] = YAML_FILES["dvc.yaml"]["stages"]
-PARAMS: dict[str, Any] = YAML_FILES["params.yaml"]
+FILES = {name: YAML(typ="safe").load(ROOT / name) for name in ("dvc.yaml", "params.yaml", "catalog.yaml")}
+STAGES: dict[str, Any] = FILES["dvc.yaml"]["stages"]
+PARAMS: dict[str, Any] = FILES["params.yaml"]
+CATALOG: dict[str, Any] = FILES["catalog.yaml"]
+
+MAY_IMPORT = {
+    "stages": {"backends", "whisper", "speech", "results", "core"},
+    "backends": {"whisper", "core"},
+    "whisper": {"speech", "core"},
+    "speech": {"core"},
+    "results": {"core"},
+    "core": set[str](),
+}
+"""The rooms, and which others each may know: data flows one way."""
 
 
-# What dvc.yaml says
+# What the code imports
 
 
-def resolved() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield every stage's name, backend ("" where it has none, "*" for any) and entry, foreach stages by variant."""
-    for name, entry in STAGES.items():
-        if "foreach" in entry:
-            assert entry["foreach"] == "${variants}"
-            for key, variant in PARAMS["variants"].items():
-                text = json.dumps(entry["do"]).replace("${key}", key).replace("${item.backend}", variant["backend"])
-                yield f"{name}@{key}", variant["backend"], json.loads(text)
-        else:
-            yield name, "*" if name.endswith("_candidate") else "", entry
-
-
-def module(stage: str) -> str:
-    """Return the path of the module that a stage runs."""
-    return f"pipeline/{stage.split('@')[0].removesuffix('_candidate')}.py"
+def room(file: str) -> str:
+    """Return the room that a file of pipeline/ is in."""
+    _, first, *rest = file.split("/")
+    return first if rest else "stages"
 
 
 @cache
@@ -62,65 +63,107 @@ def imports(file: str) -> frozenset[str]:
                 add(alias.name)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import, which this test does not follow"
-            add(str(node.module))
-            for alias in node.names:
-                add(f"{node.module}.{alias.name}")
+            modules = [add(f"{node.module}.{alias.name}") for alias in node.names]
+            if not all(modules):
+                add(str(node.module))
         for child in children:
             walk(child)
 
     walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-    return frozenset(found - {"pipeline/__init__.py"})  # which is empty
+    return frozenset(found - {"pipeline/__init__.py"})
 
 
-def code(stage: str, backend: str) -> set[str]:
-    """Return the files whose code a stage runs; `backends.get` imports the backend of the variant."""
-    dynamic = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "pipeline" / "backends").glob("[!_]*.py")
-        if backend in (path.stem, "*")
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").rglob("*.py"))
+
+
+def test_walk_follows_what_a_run_imports() -> None:
+    """Imports inside of functions count, those for type checkers do not."""
+    assert imports("pipeline/calibrate.py") == {
+        "pipeline/core/params.py",
+        "pipeline/core/stage.py",
+        "pipeline/speech/corpus.py",
+        "pipeline/whisper/__init__.py",
+        "pipeline/whisper/calibration.py",
+        "pipeline/whisper/decoding.py",
+        "pipeline/whisper/weights.py",
     }
+
+
+def test_no_arrow_runs_back() -> None:
+    """A room knows only those that data comes from; stages know all, and nothing knows a stage."""
+    wrong = [
+        f"{file} imports {other}"
+        for file in MODULES
+        for other in imports(file)
+        if room(other) not in MAY_IMPORT[room(file)] | {room(file)}
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    def path_back(file: str, trail: tuple[str, ...]) -> tuple[str, ...] | None:
+        if file in trail:
+            return (*trail[trail.index(file) :], file)
+        if file in done:
+            return None
+        found = next(filter(None, (path_back(other, (*trail, file)) for other in sorted(imports(file)))), None)
+        done.add(file)
+        return found
+
+    done: set[str] = set()
+    assert [cycle for file in MODULES if (cycle := path_back(file, ()))] == []
+
+
+# What dvc.yaml says
+
+
+def resolved() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield every stage's name, backend ("" where it has none) and entry, foreach stages by variant."""
+    for name, entry in STAGES.items():
+        if "foreach" in entry:
+            assert entry["foreach"] == "${variants}"
+            for key, variant in PARAMS["variants"].items():
+                text = json.dumps(entry["do"]).replace("${key}", key).replace("${item.backend}", variant["backend"])
+                yield f"{name}@{key}", variant["backend"] * ("backends/" in text), json.loads(text)
+        else:
+            text = json.dumps(entry)
+            yield (
+                name,
+                PARAMS["backend"] * ("${backend}" in text),
+                json.loads(text.replace("${backend}", PARAMS["backend"])),
+            )
+
+
+def module(stage: str) -> str:
+    """Return the path of the module that a stage runs."""
+    return f"pipeline/{stage.split('@')[0].removesuffix('_candidate')}.py"
+
+
+def deciding(stage: str, backend: str) -> set[str]:
+    """Return the files that decide what a stage's output says: its module and all that is imported from there.
+
+    Nothing in core/ does, and no `__init__.py` that only names a room or, in backends/, finds the module to import.
+    """
     reached: set[str] = set()
-    waiting = {module(stage)}
+    waiting = {module(stage)} | ({f"pipeline/backends/{backend}.py"} if backend else set())
     while waiting:
         file = waiting.pop()
         reached.add(file)
-        waiting |= imports(file) | (dynamic if file == "pipeline/backends/__init__.py" else set())
-        waiting -= reached
-    return reached
+        waiting |= {other for other in imports(file) if room(other) != "core"} - reached
+    return {file for file in reached if not file.endswith("/__init__.py") or "/sources/" in file}
 
 
-def test_imports_are_declared() -> None:
-    """A module that a stage imports and does not declare could change without a rerun."""
-    assert imports("pipeline/__init__.py") == set()  # all need it, none declares it: no result depends on it
+def test_code_that_decides_is_declared() -> None:
+    """A module that a stage imports and does not declare could change its output without a rerun."""
     wrong = {}
     for stage, backend, entry in resolved():
-        needed = code(stage, backend)
+        needed = deciding(stage, backend)
         declared = {dep for dep in entry["deps"] if dep.startswith("pipeline/")}
         covered = {file for file in needed for dep in declared if file == dep or file.startswith(f"{dep}/")}
         idle = {dep for dep in declared if not any(file == dep or file.startswith(f"{dep}/") for file in needed)}
         if needed - covered or idle:
             wrong[stage] = {"not declared": sorted(needed - covered), "not imported": sorted(idle)}
     assert wrong == {}
-
-
-def test_walk_follows_what_a_run_imports() -> None:
-    """Imports inside of functions count, those for type checkers do not."""
-    assert imports("pipeline/transcribe.py") == {
-        "pipeline/backends/__init__.py",
-        "pipeline/checkpoint.py",
-        "pipeline/corpus.py",
-        "pipeline/decoding.py",
-        "pipeline/errors.py",
-        "pipeline/files.py",
-        "pipeline/machine.py",
-        "pipeline/params.py",
-        "pipeline/pieces.py",
-    }
-    assert imports("pipeline/backends/none.py") == {
-        "pipeline/backends/__init__.py",
-        "pipeline/params.py",
-        "pipeline/whisper.py",
-    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -137,8 +180,12 @@ def test_stage_is_called_and_described_as_its_module_is(stage: str) -> None:
 
 def test_every_parameter_belongs_to_a_stage() -> None:
     """A key that no stage declares would do nothing under `dvc exp run -S`."""
-    declared = {param.split(".")[0] for _, _, entry in resolved() for param in entry.get("params", [])}
-    assert sorted(PARAMS.keys() - declared) == []
+    declared: set[str] = set()
+    for _, _, entry in resolved():
+        for param in entry.get("params", []):
+            keys = param["catalog.yaml"] if isinstance(param, dict) else [param]
+            declared |= {key.split(".")[0] for key in keys}
+    assert sorted((PARAMS.keys() | CATALOG.keys()) - declared) == []
 
 
 # What DVC does
@@ -207,20 +254,44 @@ def test_editing_a_variant_runs_that_variant_alone(study: Study) -> None:
     ]
 
 
+AFTER = ["compare", "plot"]
+"""What follows a transcription that comes out the same: its timings never do. Scores are kept."""
+
+
 @pytest.mark.slow
-def test_editing_code_runs_what_imports_it(study: Study) -> None:
-    """Scores are kept where the transcripts come out the same; the timings never do."""
-    study.append("pipeline/plot.py", "# A remark\n")
-    assert study.ran("repro") == ["plot"]
-    study.append("pipeline/backends/hqq.py", "# A remark\n")
-    assert study.ran("repro") == [
-        "compare",
-        "plot",
-        "quantize@hqq-int4",
-        "quantize_candidate",
-        "transcribe@hqq-int4",
-        "transcribe_candidate",
-    ]
+@pytest.mark.parametrize(
+    ("file", "rerun"),
+    [
+        ("core/params.py", []),
+        ("core/http.py", []),
+        ("backends/__init__.py", []),
+        ("results/figures.py", ["plot"]),
+        ("results/findings.py", []),
+        ("results/comparison.py", ["compare"]),
+        ("results/wer.py", ["score", "score_protocols"]),
+        ("whisper/formats/configs.py", ["fetch"]),
+        ("whisper/checkpoint.py", ["quantize"]),
+        ("whisper/decoding.py", ["calibrate", "transcribe", "transcribe_protocols", *AFTER]),
+    ],
+)
+def test_editing_code_runs_what_it_decides(file: str, rerun: list[str], study: Study) -> None:
+    """Stages are told without their variants: all of them run."""
+    study.append(f"pipeline/{file}", "# A remark\n")
+    ran = study.ran("repro")
+    assert sorted({stage.split("@")[0].removesuffix("_candidate") for stage in ran}) == sorted(rerun)
+    foreach = sum(stage in ("quantize", "transcribe", "score") for stage in rerun)
+    assert len(ran) == len(rerun) + foreach * len(VARIANTS)  # and the candidate, in the stage's own place
+
+
+@pytest.mark.slow
+def test_editing_a_library_runs_its_variants_alone(study: Study) -> None:
+    study.append("pipeline/backends/torch.py", "# A remark\n")
+    torch = [name for name in VARIANTS if name.startswith("torch")]
+    again = [f"{stage}@{name}" for stage in ("quantize", "transcribe") for name in torch]
+    assert study.ran("repro") == sorted([*again, *AFTER])
+    study.append("pipeline/backends/hqq.py", "# A remark\n")  # the candidate's, too
+    again = ["quantize@hqq-int4", "quantize_candidate", "transcribe@hqq-int4", "transcribe_candidate"]
+    assert study.ran("repro") == sorted([*again, *AFTER])
 
 
 def downloaded(study: Study) -> dict[str, bytes]:
@@ -241,7 +312,7 @@ def test_limit_prepares_again_what_is_there(study: Study) -> None:
 @pytest.mark.slow
 def test_limit_downloads_nothing_again(study: Study, packages: Packages) -> None:
     """The index is out of reach here: what is there and verified is all that can be used."""
-    sample = PARAMS["corpora"]["sample"]
+    sample = CATALOG["corpora"]["sample"]
     folder = study.root / "data" / "raw" / "sample"
     folder.mkdir()
     for file in packages("sample", sample["files"]):
@@ -289,11 +360,26 @@ def test_variants_come_and_go(study: Study, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_adding_a_source_runs_nothing_after_it(study: Study) -> None:
+def test_adding_to_the_catalog_runs_nothing(study: Study) -> None:
     def add(raw: Any) -> None:
         raw["models"]["other"] = raw["models"]["toy"] | {"path": "nowhere"}
         raw["corpora"]["other"] = raw["corpora"]["noise"] | {"path": "nowhere"}
 
     study.edit(add)
-    assert study.ran("repro") == ["download", "fetch"]
+    assert study.ran("repro") == []
     assert study.changed() == []
+
+
+@pytest.mark.slow
+def test_experiments_are_read_in_one_screen(study: Study) -> None:
+    """As README recommends: the candidate's size, rate and difference first, then what was changed."""
+    for changes in (["bits=4"], ["bits=3"], ["backend=torch", "bits=8", "activations=dynamic"]):
+        study.did("dvc", "exp", "run", *(word for change in changes for word in ("-S", change)))
+    (command,) = re.findall(r"^(dvc exp show .+?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    words = shlex.split(command)
+    shown = study.did(*words, "--no-pager").splitlines()
+    assert max(map(len, shown)) <= 160
+    heads = study.did(*words, "--csv").splitlines()[0].split(",")
+    assert len(heads) <= 14
+    heads = [head for head in heads if head not in ("Experiment", "rev", "typ", "Created", "parent")]
+    assert heads == ["size_mb", "test.wer", "test.vs_fp32", "backend", "bits", "activations"]

@@ -10,8 +10,10 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from pipeline import corpus, params, prepare
-from pipeline.errors import UserError
+from pipeline import prepare
+from pipeline.core import params
+from pipeline.core.errors import UserError
+from pipeline.speech import corpus
 from tests.conftest import ROOT, Packages, Project, archive, encode, noise
 
 IDS = [f"{speaker}-1-{number:04}" for speaker in ("a", "b", "c") for number in range(4)]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import backends, checkpoint, quantize
-from pipeline.errors import UserError
+from pipeline import backends, quantize
+from pipeline.core.errors import UserError
+from pipeline.whisper import checkpoint
 from tests import toy
 from tests.conftest import ROOT, Project
 

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from pipeline import page, params, support
+from pipeline.backends import __main__ as support
+from pipeline.core import params
+from pipeline.results import page
 
 README = Path("README.md").read_text(encoding="utf-8")
 

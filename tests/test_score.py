@@ -6,222 +6,13 @@ from typing import Any
 import pytest
 
 from pipeline import score
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from tests.conftest import ROOT
 
 
 def line(text: str, pred_text: str, name: str = "a-1", split: str = "test-clean") -> dict[str, Any]:
     """Return a line of a transcript."""
     return {"id": name, "split": split, "speaker": "a", "duration": 1.0, "text": text, "pred_text": pred_text}
-
-
-@pytest.mark.parametrize(
-    ("reference", "hypothesis", "alignment", "character_errors"),
-    [
-        ("the cat sat", "the cat sat", "===", 0),
-        ("the cat sat", "the dog sat", "=S=", 3),
-        ("the cat sat", "the cut sat", "=S=", 1),
-        ("the cat sat", "the sat", "=D=", 4),  # a word and a space
-        ("the cat sat", "the cat sat down", "===I", 5),
-        ("the cat sat", "", "DDD", 11),
-        ("the cat sat", "a dog sat down there", "SS=II", 15),
-        ("", "thank you", "II", 9),
-        ("", "", "", 0),
-    ],
-)
-def test_counts(reference: str, hypothesis: str, alignment: str, character_errors: int) -> None:
-    (scored,) = score.score([line(reference, hypothesis)], str)
-    assert scored == score.Scored(
-        id="a-1",
-        split="test-clean",
-        speaker="a",
-        duration=1.0,
-        hits=alignment.count("="),
-        substitutions=alignment.count("S"),
-        deletions=alignment.count("D"),
-        insertions=alignment.count("I"),
-        alignment=alignment,
-        character_errors=character_errors,
-        looping=False,
-        reference=reference,
-        hypothesis=hypothesis,
-    )
-    assert scored.words == len(reference.split())
-    assert scored.errors == len(alignment.replace("=", ""))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "normalized"),
-    [
-        ("english", "Mr. Brown's COLOUR, it's twenty one!", "mister brown is color it is 21"),
-        ("basic", "Où est-il? (rires) ÇA", "où est il ça"),
-        ("none", "As It, Is.", "As It, Is."),
-    ],
-)
-def test_normalizers(name: str, text: str, normalized: str) -> None:
-    assert score.normalizer(name)(text).strip() == normalized
-
-
-def test_both_texts_are_normalized_before_they_are_compared() -> None:
-    (scored,) = score.score([line("MISTER BROWN HAS TWENTY ONE", "Mr. Brown has 21.")], score.normalizer("english"))
-    assert (scored.reference, scored.hypothesis, scored.errors) == ("mister brown has 21", "mister brown has 21", 0)
-
-
-@pytest.mark.parametrize(
-    ("text", "loops"),
-    [
-        ("", False),
-        ("Yes.", False),
-        ("No, no, no, she said.", False),
-        ("no no no no", True),
-        ("No. No! NO - no?", True),
-        ("and so and so and so it goes", False),
-        ("it goes and so and so and so and so", True),
-        ("of the house, of the house, of the house, of the house", True),
-        ("one two one three one two one three", False),
-        ("he said that he said that she said that they said that we said", False),
-        ("1,000,000,000,000", False),
-        ("ha" * 60, True),  # one word that compresses well
-        (
-            "He hoped there would be stew for dinner, turnips and carrots and bruised potatoes and fat mutton pieces "
-            "to be ladled out in thick, peppered, flour-fattened sauce.",
-            False,
-        ),
-    ],
-)
-def test_is_loop(text: str, loops: bool) -> None:
-    assert score.is_loop(text) is loops
-
-
-def test_a_speaker_may_repeat_himself() -> None:
-    spoken, loop = line("NO NO NO NO", "no no no no"), line("NO", "no no no no")
-    assert [scored.looping for scored in score.score([spoken, loop], str)] == [False, True]
-
-
-def test_summary_of_utterances_that_all_have_the_same_rate() -> None:
-    # Of words 1 in 5 and 2 in 10 are wrong, of characters 2 in 10 and 4 in 20.
-    lines = [line("aa b c d e", "aa b c d xy", "1"), line("aa b c d e f g h i j", "aa b c d e f g h", "2")]
-    assert score.summarize(score.score(lines, str), resamples=200, seed=0) == {
-        "utterances": 2,
-        "speakers": 1,
-        "minutes": 2 / 60,
-        "words": 15,
-        "hits": 12,
-        "substitutions": 1,
-        "deletions": 2,
-        "insertions": 0,
-        "characters": 30,
-        "character_errors": 6,
-        "wrong_utterances": 2,
-        "measure": "wer",
-        "interval_unit": "utterance",
-        "wer": 20.0,
-        "wer_low": 20.0,
-        "wer_high": 20.0,
-        "cer": 20.0,
-        "cer_low": 20.0,
-        "cer_high": 20.0,
-        "uer": 100.0,
-        "uer_low": 100.0,
-        "uer_high": 100.0,
-        "insertions_per_minute": 0.0,
-        "insertions_per_minute_low": 0.0,
-        "insertions_per_minute_high": 0.0,
-        "wer_low_utterance": 20.0,
-        "wer_high_utterance": 20.0,
-        "wer_low_speaker": None,
-        "wer_high_speaker": None,
-        "looping": 0,
-        "looping_ids": [],
-        "wer_without_loops": 20.0,
-    }
-
-
-def test_intervals_are_by_speaker_where_ten_are_known() -> None:
-    # Ten speakers say two sentences of ten words; five of them are never understood.
-    lines = [
-        line("a b c d e f g h i j", "x" if speaker % 2 else "a b c d e f g h i j", f"{speaker}-{n}")
-        | {"speaker": f"s{speaker}"}
-        for speaker in range(10)
-        for n in range(2)
-    ]
-    summary = score.summarize(score.score(lines, str), resamples=20_000, seed=0)
-    assert (summary["speakers"], summary["interval_unit"]) == (10, "speaker")
-    assert (summary["wer"], summary["uer"]) == (50.0, 50.0)
-    # Standard errors 50 / sqrt(10) x sqrt(10 / 9) = 16.667 and 50 / sqrt(20) x sqrt(20 / 19) = 11.471; t is 2.2622 with
-    # 9 degrees of freedom, 2.0930 with 19: factors exp(0.7541) and exp(0.4802).
-    assert (summary["wer_low"], summary["wer_high"]) == pytest.approx((23.52, 106.3), rel=0.02)
-    assert (summary["wer_low_speaker"], summary["wer_high_speaker"]) == (summary["wer_low"], summary["wer_high"])
-    assert (summary["wer_low_utterance"], summary["wer_high_utterance"]) == pytest.approx((30.93, 80.82), rel=0.02)
-    assert (summary["uer_low"], summary["uer_high"]) == (pytest.approx(23.52, rel=0.02), 100.0)  # no more than all
-
-
-def test_loops_are_named_and_left_out_for_comparison() -> None:
-    lines = [line("a b c d", "a b c x", "1"), line("a b", "no no no no no", "2"), line("a b c d", "a b c d", "3")]
-    summary = score.summarize(score.score(lines, str), resamples=100, seed=0)
-    assert (summary["looping"], summary["looping_ids"]) == (1, ["2"])
-    assert (summary["wer"], summary["wer_without_loops"]) == (60.0, 12.5)  # 1 + 5 errors in 10 words, 1 in 8
-    (loop,) = score.score([line("a b", "no no no no no")], str)
-    assert score.summarize([loop], resamples=100, seed=0)["wer_without_loops"] is None
-
-
-def silence(*pred_texts: str, seconds: float = 6.0, speakers: int = 1) -> list[score.Scored]:
-    """Return the scores of utterances in which nothing is said, of so many kinds in turn."""
-    lines = [
-        line("", text, f"{n:02}", "silence") | {"duration": seconds, "speaker": f"s{n % speakers}"}
-        for n, text in enumerate(pred_texts)
-    ]
-    return score.score(lines, str)
-
-
-def test_where_nothing_is_said_inserted_words_per_minute_lead() -> None:
-    # Of ten utterances of 6 s, five have a word: 5 in a minute. Their rates are 10 a minute and 0, so the standard
-    # error is 5 / sqrt(10) x sqrt(10 / 9) = 1.6667; t is 2.2622 with 9 degrees of freedom: a factor of exp(0.7541).
-    summary = score.summarize(silence(*["you", ""] * 5), resamples=20_000, seed=0)
-    assert (summary["measure"], summary["interval_unit"]) == ("insertions_per_minute", "utterance")
-    assert (summary["words"], summary["insertions"], summary["minutes"]) == (0, 5, 1.0)
-    assert summary["insertions_per_minute"] == 5.0
-    bounds = (summary["insertions_per_minute_low"], summary["insertions_per_minute_high"])
-    assert bounds == pytest.approx((2.352, 10.63), rel=0.02)
-    assert bounds == (
-        summary["insertions_per_minute_low_utterance"],
-        summary["insertions_per_minute_high_utterance"],
-    )
-    assert summary["insertions_per_minute_low_speaker"] is None
-    assert (summary["uer"], summary["wrong_utterances"]) == (50.0, 5)
-    of_words = ("wer", "wer_low", "wer_high", "cer", "cer_low", "cer_high", "wer_without_loops")
-    assert [summary[name] for name in of_words] == [None] * 7
-
-
-def test_long_recordings_count_for_more_than_short_ones() -> None:
-    half_a_minute, long = silence("a b c", seconds=30.0), silence("a", seconds=90.0)
-    summary = score.summarize(half_a_minute + long, resamples=100, seed=0)
-    assert (summary["minutes"], summary["insertions_per_minute"]) == (2.0, 2.0)
-
-
-def test_intervals_of_insertions_are_by_kind_of_sound_too() -> None:
-    summary = score.summarize(silence(*["you", ""] * 4, speakers=2), resamples=1000, seed=0)
-    assert summary["insertions_per_minute_low_speaker"] < summary["insertions_per_minute_low_utterance"]
-
-
-def test_a_model_that_writes_nothing_in_silence_has_a_rate_of_nothing() -> None:
-    summary = score.summarize(silence("", "", "", speakers=3), resamples=100, seed=0)
-    rates = [summary[f"insertions_per_minute{end}"] for end in ("", "_low", "_high", "_low_speaker", "_high_speaker")]
-    assert rates == [0.0] * 5
-    assert (summary["uer"], summary["uer_high"], summary["looping"]) == (0.0, 0.0, 0)
-
-
-def test_insertions_among_words_are_told_too_but_do_not_lead() -> None:
-    lines = [line("a b", "a b c", "1") | {"duration": 15.0}, line("", "d", "2") | {"duration": 15.0}]
-    summary = score.summarize(score.score(lines, str), resamples=100, seed=0)
-    assert (summary["measure"], summary["wer"], summary["insertions_per_minute"]) == ("wer", 100.0, 4.0)
-    assert summary["insertions_per_minute_low"] == summary["insertions_per_minute_high"] == 4.0  # 1 in 15 s, twice
-
-
-def test_a_split_is_described_by_its_measure() -> None:
-    spoken = score.summarize(score.score([line("a b", "a x")], str), resamples=100, seed=0)
-    assert score.described(spoken) == "WER 50.00 % [50.00, 50.00] by utterance, of 2 words"
-    silent = score.summarize(silence("you", "you", seconds=30.0), resamples=100, seed=0)
-    assert score.described(silent) == "2.00 inserted words per minute [2.00, 2.00] by utterance, in 1.0 minutes"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +46,8 @@ def test_a_transcript_is_read_in_order_whatever_it_holds(tmp_path: Path) -> None
 
 
 def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    for name in ("params.yaml", "catalog.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "reports/transcripts").mkdir(parents=True)
     transcript = json.dumps(line("TWENTY ONE CATS", "21 dogs.")) + "\n"
     (tmp_path / "reports/transcripts/fp32.jsonl").write_text(transcript)
@@ -321,7 +113,8 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
 
 
 def test_main_refuses_a_variant_that_params_do_not_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    for name in ("params.yaml", "catalog.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"unknown variant 'fp33' \(did you mean 'fp32'\?\)"):
         score.main("fp33")

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import params, score_protocols
+from pipeline import score_protocols
+from pipeline.core import params
 from tests.conftest import Project
 
 PROTOCOLS = [(True, 444), (True, 225), (False, 444), (False, 225)]

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import importlib.metadata
 import io
 import json
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import compare, findings, page, study
-from pipeline.errors import UserError
+from pipeline import study
+from pipeline.core.errors import UserError
+from pipeline.results import page, tables
 from tests.conftest import ROOT, results_csv
-from tests.made import ENGINES, LINES, OWN, line, protocol_csv
+from tests.made import ENGINES, LINES, OWN, Row, line
 from tests.study import Study
 
 GRAPH = """\
@@ -27,17 +27,17 @@ stages:
       - reports/figures: {cache: false, persist: true}
       - reports/transcripts: {persist: true}
 """
-NAMES = list(dict.fromkeys(line.variant for line in LINES))
+NAMES = list(dict.fromkeys(line["variant"] for line in LINES))
 VERSIONS = {"python": platform.python_version()} | {
-    name: importlib.metadata.version(name) for name in findings.LIBRARIES if name != "python"
+    name: importlib.metadata.version(name) for name in tables.LIBRARIES if name != "python"
 }
 
 
-def table(lines: list[findings.Line], **versions: str) -> str:
+def table(lines: list[Row], **versions: str) -> str:
     """Return results.csv of these lines and the candidate's, measured with the versions that are installed or these."""
-    lines = [*lines, *(dataclasses.replace(line, variant="candidate") for line in lines if line.variant == "hqq-int3")]
+    lines = [*lines, *(line | {"variant": "candidate"} for line in lines if line["variant"] == "hqq-int3")]
     columns = {f"versions_{name}": version for name, version in (VERSIONS | versions).items()}
-    return compare.to_csv([row | columns for row in csv.DictReader(io.StringIO(results_csv(*lines)))])
+    return tables.to_csv([row | columns for row in csv.DictReader(io.StringIO(results_csv(*lines)))])
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
     made_up = {
         "dvc.yaml": GRAPH,
         "params.yaml": (ROOT / "params.yaml").read_text(),
+        "catalog.yaml": (ROOT / "catalog.yaml").read_text(),
         ".gitignore": "/.partial\n__pycache__\n",
         "scores": "",
         "code.py": "",
@@ -114,6 +115,7 @@ def test_a_study_is_the_results_and_where_they_come_from(project: Study, capsys:
     readme = found.pop("README.md").decode()
     assert found == {
         "params.yaml": Path("params.yaml").read_bytes(),
+        "catalog.yaml": Path("catalog.yaml").read_bytes(),
         "results.csv": Path("reports/results.csv").read_bytes(),
         "metrics.json": b'{"fp32": {}}',
         "figures/wer.png": b"a figure",
@@ -156,7 +158,7 @@ def test_the_same_results_make_the_same_study(project: Study) -> None:
 
 def test_a_study_is_replaced_as_a_whole(project: Study) -> None:
     Path("reports/engines.csv").write_text(ENGINES)
-    Path("reports/protocol.csv").write_text(protocol_csv([OWN]))
+    Path("reports/protocol.csv").write_text(tables.to_csv([OWN]))
     study.main("base")
     first = kept(Path("studies/base"))
     assert {"engines.csv", "protocol.csv"} <= set(first)
@@ -187,7 +189,7 @@ def test_results_that_are_not_here_are_refused() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_results_of_other_variants_are_refused() -> None:
-    Path("reports/results.csv").write_text(table([line for line in LINES if line.variant != "quanto-int8"]))
+    Path("reports/results.csv").write_text(table([line for line in LINES if line["variant"] != "quanto-int8"]))
     assert refusal() == (
         "reports/results.csv has no results of 'quanto-int8', so it does not fit params.yaml; run 'dvc repro' first"
     )
@@ -256,6 +258,7 @@ def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
     names = [path.name for path in sorted((whole.root / "studies/toy").iterdir())]
     assert names == [
         "README.md",
+        "catalog.yaml",
         "environment.json",
         "figures",
         "metrics.json",

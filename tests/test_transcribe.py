@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import corpus, decoding, files, pieces, quantize, transcribe, whisper
-from pipeline.errors import UserError
+from pipeline import quantize, transcribe
+from pipeline.core import files, pieces
+from pipeline.core.errors import UserError
+from pipeline.speech import corpus
+from pipeline.whisper import decoding, network, weights
 from tests import toy
 from tests.conftest import Project
 
@@ -40,7 +43,7 @@ def test_transcripts_are_sorted_and_the_same_every_time(project: Project, capsys
     assert file.read_bytes() == first
 
     baseline = project.root / "models/baseline"
-    model, vocabulary = whisper.load(baseline), decoding.Vocabulary.read(baseline, "en", "transcribe")
+    model, vocabulary = weights.load(baseline), decoding.Vocabulary.read(baseline, "en", "transcribe")
     utterances = list(corpus.read(corpus.CORPUS))
     texts = {u.id: decoding.texts(model, [u], vocabulary, max_new_tokens=6)[0] for u in utterances}
     assert [json.loads(line) for line in first.decode().splitlines()] == [
@@ -88,7 +91,7 @@ def test_latency_is_of_single_utterances_in_fixed_threads(project: Project, monk
     seen: list[tuple[int, int]] = []
     texts = decoding.texts
 
-    def watched(model: whisper.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[str]:
+    def watched(model: network.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[str]:
         seen.append((len(batch), torch.get_num_threads()))
         return texts(model, batch, *rest)
 
@@ -128,7 +131,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
     asked: list[str] = []
     texts = decoding.texts
 
-    def some(model: whisper.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[str]:
+    def some(model: network.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[str]:
         if calls and len(asked) >= calls:
             raise StoppedError
         asked.extend(utterance.id for utterance in batch)

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import corpus, decoding, files, quantize, transcribe, transcribe_protocols, whisper
+from pipeline import quantize, transcribe, transcribe_protocols
+from pipeline.core import files
+from pipeline.speech import corpus
+from pipeline.whisper import decoding, weights
 from tests import toy
 from tests.conftest import Project
 
@@ -29,7 +32,7 @@ def test_every_protocol_says_what_a_pass_of_its_own_would_say(project: Project) 
     assert keys == sorted(keys)
 
     baseline = project.root / "models/baseline"
-    model = whisper.load(baseline)
+    model = weights.load(baseline)
     utterances = {utterance.id: utterance for utterance in corpus.read(corpus.CORPUS)}
     for suppress in (True, False):
         vocabulary = decoding.Vocabulary.read(baseline, "en", "transcribe", suppress)

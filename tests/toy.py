@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline import files, whisper, whisper_config
+from pipeline.core import files
+from pipeline.whisper import network
+from pipeline.whisper.formats import configs
 
 if TYPE_CHECKING:
     from tests.conftest import Project
@@ -45,17 +47,17 @@ def write(folder: Path, specials: list[str] = ENGLISH) -> Path:
     tokens = {token: 256 + n for n, token in enumerate(specials)}
 
     torch.manual_seed(0)
-    model = whisper.Whisper(whisper.Config(**SIZES, vocab_size=256 + len(specials)))
+    model = network.Whisper(network.Config(**SIZES, vocab_size=256 + len(specials)))
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    files.write_json(folder / "config.json", whisper_config.model_config(shapes, 2, tokens))
-    generation = whisper_config.generation_config(tokens, {})
+    files.write_json(folder / "config.json", configs.model_config(shapes, 2, tokens))
+    generation = configs.generation_config(tokens, {})
     if specials == ENGLISH:
         generation["is_multilingual"] = False
         del generation["lang_to_id"], generation["task_to_id"]
     files.write_json(folder / "generation_config.json", generation)
-    files.write_json(folder / "preprocessor_config.json", whisper_config.preprocessor_config(80))
+    files.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(80))
     return folder
 
 
@@ -82,7 +84,7 @@ def features(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 80, 3000, generator=torch.Generator().manual_seed(1))
 
 
-def logits(model: whisper.Whisper) -> torch.Tensor:
+def logits(model: network.Whisper) -> torch.Tensor:
     """Return the model's logits for fixed features and tokens."""
     with torch.no_grad():
         return model(features().to(model.device), _TOKENS.to(model.device)).cpu()  # type: ignore[no-any-return]

@@ -9,19 +9,16 @@
 To add a library, add a module here: its file name is the backend's name in params.yaml.
 """
 
-import fnmatch
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from pipeline.errors import UserError, suggestion
-from pipeline.params import Variant, backends
+from pipeline.core.errors import UserError, suggestion
+from pipeline.core.params import Variant, backends
 
 if TYPE_CHECKING:
-    import torch
-
-    from pipeline.whisper import Whisper
+    from pipeline.whisper.network import Whisper
 
     Calibrate = Callable[[Whisper], None]
 
@@ -46,31 +43,6 @@ def get(name: str) -> Backend:
     if name not in backends():
         raise UserError(f"unknown backend {name!r}{suggestion(name, backends())}")
     return cast(Backend, importlib.import_module(f"pipeline.backends.{name}"))
-
-
-def select(model: "torch.nn.Module", include: list[str], exclude: list[str]) -> list[str]:
-    """Name the Linear layers that match a pattern of `include` and none of `exclude`, in the model's order.
-
-    Raises UserError when a pattern matches no layer: a misspelt one would leave layers out silently.
-    """
-    from torch import nn
-
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for key, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
-            if not fnmatch.filter(linear, pattern):
-                raise UserError(
-                    f"{key}: no Linear layer matches {pattern!r}{suggestion(pattern, linear[:1] + linear[-1:])}"
-                )
-    chosen = [
-        name
-        for name in linear
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
-    ]
-    if not chosen:
-        raise UserError(f"include {include} and exclude {exclude} leave no layer to quantize")
-    return chosen
 
 
 def choose(backend: str, key: str, value: object, choices: tuple[object, ...], where: str = "") -> None:

@@ -7,16 +7,17 @@ Dettmers et al. 2022 (arXiv 2208.07339) and 2023, QLoRA (arXiv 2305.14314). Chec
 import dataclasses
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import backends
-from pipeline.errors import UserError
-from pipeline.params import Variant
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
 
 if TYPE_CHECKING:
     from pipeline.backends import Calibrate
-    from pipeline.whisper import Whisper
+    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 _BLOCK_SIZE = 64
@@ -74,9 +75,9 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict, and the quantization config that Transformers looks for in config.json."""
     import torch
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    whisper.save(model.state_dict(), folder)
+    weights.save(model.state_dict(), folder)
     config = json.loads((folder / "config.json").read_text())
     skipped = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
     config["quantization_config"] = {**_config(variant), "llm_int8_skip_modules": skipped}
@@ -88,15 +89,11 @@ def load(folder: Path, device: str) -> "Whisper":
     _quiet()
     import torch
     from bitsandbytes.nn.modules import Int8Params, Params4bit
-    from safetensors.torch import load_file
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    model = whisper.skeleton(folder)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    tensors = load_file(folder / "model.safetensors", device=device)
-    layers = {name: whisper.split(tensors, name) for name in _quantized(tensors)}
-    whisper.assign(model, tensors, folder, replaced=list(layers))
+    model, layers = weights.load_around(folder, device, _quantized)
     for name, own in layers.items():
         old = model.get_submodule(name)
         assert isinstance(old, torch.nn.Linear)
@@ -105,7 +102,7 @@ def load(folder: Path, device: str) -> "Whisper":
         if config["load_in_8bit"]:
             layer.weight = Int8Params(weight, requires_grad=False, CB=weight, SCB=own["SCB"])
         else:
-            statistics = whisper.split(own, "weight")
+            statistics = weights.split(own, "weight")
             layer.weight = Params4bit.from_prequantized(weight, statistics, device=device, module=layer)
         layer.bias = torch.nn.Parameter(own["bias"], requires_grad=False) if "bias" in own else None
         model.set_submodule(name, layer.eval())
@@ -150,7 +147,7 @@ def _layer(inputs: int, outputs: int, bias: bool, config: dict[str, Any], device
     )
 
 
-def _quantized(tensors: dict[str, Any]) -> list[str]:
+def _quantized(tensors: Iterable[str]) -> list[str]:
     """Name the layers whose statistics stand among the tensors."""
     marks = (".SCB", ".weight.absmax")
     return sorted(key.removesuffix(mark) for key in tensors for mark in marks if key.endswith(mark))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.errors import UserError
-from pipeline.params import Variant
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
 
 if TYPE_CHECKING:
     from pipeline.backends import Calibrate
-    from pipeline.whisper import Whisper
+    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 _LAYERS = "hqq_layers.json"
@@ -55,10 +55,10 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from hqq.core.quantize import HQQLinear
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
     layers = [name for name, module in model.named_modules() if isinstance(module, HQQLinear)]
-    whisper.save(model.state_dict(), folder)
+    weights.save(model.state_dict(), folder)
     (folder / _LAYERS).write_text(json.dumps(layers, indent=2))
 
 
@@ -66,14 +66,10 @@ def load(folder: Path, device: str) -> "Whisper":
     """Rebuild each HQQLinear from its own state dict."""
     import torch
     from hqq.core.quantize import HQQLinear
-    from safetensors.torch import load_file
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    model = whisper.skeleton(folder)
-    tensors = load_file(folder / "model.safetensors", device=device)
-    layers = {name: whisper.split(tensors, name) for name in json.loads((folder / _LAYERS).read_text())}
-    whisper.assign(model, tensors, folder, replaced=list(layers))
+    model, layers = weights.load_around(folder, device, lambda _: json.loads((folder / _LAYERS).read_text()))
     for name, own in layers.items():
         layer = HQQLinear(None, None, compute_dtype=torch.float32, device=device, initialize=False)
         layer.load_state_dict(own)

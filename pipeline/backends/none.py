@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.params import Variant
+from pipeline.core.params import Variant
 
 if TYPE_CHECKING:
     from pipeline.backends import Calibrate
-    from pipeline.whisper import Whisper
+    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 
@@ -30,13 +30,13 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
 
 def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write the weights as Transformers does."""
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    whisper.save(model.state_dict(), folder)
+    weights.save(model.state_dict(), folder)
 
 
 def load(folder: Path, device: str) -> "Whisper":
     """Read the weights back."""
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    return whisper.load(folder, device)
+    return weights.load(folder, device)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import backends
-from pipeline.errors import UserError
-from pipeline.params import Variant
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
 
 if TYPE_CHECKING:
     from pipeline.backends import Calibrate
-    from pipeline.whisper import Whisper
+    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 _TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float", 8): "qfloat8"}
@@ -70,9 +70,9 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict and the quantization map."""
     from optimum import quanto
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    whisper.save(model.state_dict(), folder)
+    weights.save(model.state_dict(), folder)
     (folder / "quanto_qmap.json").write_text(json.dumps(quanto.quantization_map(model), indent=4))
 
 
@@ -80,13 +80,12 @@ def load(folder: Path, device: str) -> "Whisper":
     """Read the checkpoint back with `optimum.quanto.requantize`."""
     import torch
     from optimum import quanto
-    from safetensors.torch import load_file
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
     _unpack_without_compiler()
-    model = whisper.skeleton(folder)
-    tensors = load_file(folder / "model.safetensors")
+    model = weights.skeleton(folder)
+    tensors = weights.read(folder)
     quantization_map = json.loads((folder / "quanto_qmap.json").read_text())
     if "proj_out" not in quantization_map:
         tensors["proj_out.weight"] = tensors["model.decoder.embed_tokens.weight"]

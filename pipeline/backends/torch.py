@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
-from pipeline.params import Variant
+from pipeline.core.params import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.backends import Calibrate
-    from pipeline.whisper import Whisper
+    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu",)
 _LAYERS = "torch_layers.json"
@@ -64,7 +64,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from torch.ao.nn.quantized.dynamic import Linear
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     tensors: dict[str, Any] = {
@@ -74,20 +74,16 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     }
     for name, module in layers.items():
         tensors |= {f"{name}.{key}": tensor for key, tensor in _pack(module).items()}
-    whisper.save(tensors, folder)
+    weights.save(tensors, folder)
     (folder / _LAYERS).write_text(json.dumps(list(layers), indent=2))
 
 
 def load(folder: Path, device: str) -> "Whisper":
     """Rebuild each layer from its tensors; `device` is the CPU, the only one with these kernels."""
-    from safetensors.torch import load_file
 
-    from pipeline import whisper
+    from pipeline.whisper import weights
 
-    model = whisper.skeleton(folder)
-    tensors = load_file(folder / "model.safetensors", device=device)
-    layers = {name: whisper.split(tensors, name) for name in json.loads((folder / _LAYERS).read_text())}
-    whisper.assign(model, tensors, folder, replaced=list(layers))
+    model, layers = weights.load_around(folder, device, lambda _: json.loads((folder / _LAYERS).read_text()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `quantize`
         for name, own in layers.items():

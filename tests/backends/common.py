@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from pipeline import backends, checkpoint, params, whisper
-from pipeline.params import Variant
+from pipeline import backends
+from pipeline.core import params
+from pipeline.core.params import Variant
+from pipeline.whisper import checkpoint, network, weights
 from tests import toy
 from tests.conftest import ROOT
 
@@ -20,7 +22,7 @@ class Saved:
 
     folder: Path
     manifest: dict[str, Any]
-    model: whisper.Whisper
+    model: network.Whisper
 
 
 def make(*settings: Any, **more: Any) -> Variant:
@@ -28,16 +30,16 @@ def make(*settings: Any, **more: Any) -> Variant:
     return Variant(*settings, **more)
 
 
-def calibrate(model: whisper.Whisper) -> None:
+def calibrate(model: network.Whisper) -> None:
     """Let the model hear something."""
     toy.logits(model)
 
 
-def quantized(baseline: Path, variant: Variant) -> tuple[whisper.Whisper, Variant, dict[str, int]]:
+def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Variant, dict[str, int]]:
     """Quantize the baseline; return it, the variant with its defaults filled in, and its layers' weights."""
     backend = backends.get(variant.backend)
     variant = backend.supports(variant)
-    model = whisper.load(baseline)
+    model = weights.load(baseline)
     chosen = backends.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
     layers = {}
     for name in chosen:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from pipeline import backends, checkpoint
+from pipeline import backends
+from pipeline.whisper import checkpoint
 from tests import toy
 
 if __name__ == "__main__":

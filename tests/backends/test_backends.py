@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import backends, params, whisper
-from pipeline.errors import UserError
-from pipeline.params import Variant
+from pipeline import backends
+from pipeline.core import params
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
+from pipeline.whisper import weights
 from tests import toy
 from tests.backends import common
 from tests.backends.common import VARIANTS, make
@@ -110,7 +112,7 @@ def elsewhere(saved: dict[str, common.Saved], tmp_path_factory: pytest.TempPathF
 
 
 def test_layer_names(baseline: Path) -> None:
-    assert backends.select(whisper.load(baseline), ["*"], []) == [*ENCODER, *DECODER, "proj_out"]
+    assert backends.select(weights.load(baseline), ["*"], []) == [*ENCODER, *DECODER, "proj_out"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -125,7 +127,7 @@ def test_another_process_reloads_the_very_same_model(
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_error_is_as_large_as_the_bits_allow(name: str, baseline: Path, elsewhere: dict[str, Tensor]) -> None:
-    exact = toy.logits(whisper.load(baseline))
+    exact = toy.logits(weights.load(baseline))
     error = ((elsewhere[name] - exact).norm() / exact.norm()).item()
     assert (error > 0) == (name != "fp32")
     assert error <= ERRORS[name]
@@ -140,7 +142,7 @@ def test_what_is_supported_works(variant: Variant, baseline: Path, tmp_path: Pat
     model = common.saved(baseline, variant, tmp_path / "saved").model
     expected = toy.logits(model)
     assert expected.isfinite().all()
-    assert not torch.equal(expected, toy.logits(whisper.load(baseline)))
+    assert not torch.equal(expected, toy.logits(weights.load(baseline)))
     reloaded = backends.get(variant.backend).load(tmp_path / "saved", "cpu")
     assert torch.equal(toy.logits(reloaded), expected)
     assert not any(parameter.requires_grad for parameter in reloaded.parameters())
@@ -195,7 +197,7 @@ def test_groups_that_do_not_fill_a_row(backend: str, kind: str, baseline: Path) 
 
 
 def test_select_takes_what_include_names_less_what_exclude_names(baseline: Path) -> None:
-    model = whisper.load(baseline)
+    model = weights.load(baseline)
     assert backends.select(model, ["model.decoder.*"], []) == DECODER
     assert backends.select(model, ["*"], ["model.decoder.*", "proj_out"]) == ENCODER
     assert backends.select(model, ["proj_out", "*.0.fc[12]"], ["*.fc1"]) == [ENCODER[5], DECODER[5], "proj_out"]
@@ -222,7 +224,7 @@ def test_select_takes_what_include_names_less_what_exclude_names(baseline: Path)
 )
 def test_patterns_that_match_nothing(include: list[str], exclude: list[str], sentence: str, baseline: Path) -> None:
     with pytest.raises(UserError) as error:
-        backends.select(whisper.load(baseline), include, exclude)
+        backends.select(weights.load(baseline), include, exclude)
     assert str(error.value) == sentence
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import backends
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests import toy
 from tests.backends import common
 

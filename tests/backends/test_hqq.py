@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import backends, whisper
+from pipeline import backends
+from pipeline.whisper import weights
 from tests.backends import common
 
 VARIANTS = [name for name, variant in common.VARIANTS.items() if variant.backend == "hqq"]
@@ -25,7 +26,7 @@ def test_hqq_loads_a_layer_of_the_checkpoint(name: str, baseline: Path, tmp_path
     ours = backends.get("hqq").load(tmp_path / "saved", "cpu").get_submodule(LAYER)
     sound = torch.randn(5, 128, generator=torch.Generator().manual_seed(2))
     assert torch.equal(layer(sound), ours(sound))
-    exact = whisper.load(baseline).get_submodule(LAYER)(sound)
+    exact = weights.load(baseline).get_submodule(LAYER)(sound)
     assert (layer(sound) - exact).norm() / exact.norm() < {8: 0.01, 4: 0.15, 3: 0.3, 2: 0.7}[layer.meta["nbits"]]
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import backends, checkpoint, whisper
+from pipeline import backends
+from pipeline.whisper import checkpoint, network
 from tests.backends.common import VARIANTS, calibrate
 
-SMALL = whisper.Config(
+SMALL = network.Config(
     d_model=768,
     encoder_layers=12,
     encoder_attention_heads=12,
@@ -31,9 +32,9 @@ HEAD = 51865 * 768
 LINEAR = 12 * (4 * 768**2 + 2 * 768 * 3072) + 12 * (8 * 768**2 + 2 * 768 * 3072)
 
 
-def small() -> whisper.Whisper:
+def small() -> network.Whisper:
     with torch.device("meta"):
-        model = whisper.Whisper(SMALL)
+        model = network.Whisper(SMALL)
     model.to_empty(device="cpu").eval().requires_grad_(False)
     model.tie()
     for parameter in model.parameters():

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline import backends
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests.backends.common import make
 
 FILLED: list[tuple[dict[str, Any], tuple[str | None, int | None, bool | None]]] = [

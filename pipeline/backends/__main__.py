@@ -1,0 +1,59 @@
+"""What each backend supports: print the table of the README, or check the settings before any work."""
+
+import argparse
+import itertools
+
+from pipeline import backends
+from pipeline.core import params, stage
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
+
+_FORMATS = [("int", 8), ("int", 4), ("int", 3), ("int", 2), ("int", 1), ("float", 8), ("fp", 4), ("nf", 4)]
+_ACTIVATIONS = ("none", "dynamic", "static")
+
+
+def check(settings: params.Params) -> None:
+    """Raise UserError with the backend's sentence for the first variant, or the candidate, that it cannot do."""
+    for name in settings.names:
+        variant = settings.variant(name)
+        try:
+            backends.get(variant.backend).supports(variant)
+        except UserError as error:
+            raise UserError(f"variant {name!r}: {error}") from None
+
+
+def table() -> str:
+    """Return a Markdown table: a row for each backend and kind of activations, a column for each weight format.
+
+    A cell lists the granularities that the backend accepts, asked one by one.
+    """
+    heads = ["backend", "activations", *(f"{kind}{bits}" for kind, bits in _FORMATS)]
+    lines = [heads, ["---"] * len(heads)]
+    for backend, activations in itertools.product(params.backends(), _ACTIVATIONS):
+        cells = [_granularities(backend, activations, kind, bits) for kind, bits in _FORMATS]
+        if any(cells):
+            lines.append([backend, activations, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _granularities(backend: str, activations: str, kind: str, bits: int) -> str:
+    possible = []
+    for granularity in ("tensor", "channel", "group"):
+        variant = Variant(backend, bits, kind, activations, granularity)  # type: ignore[arg-type]  # plain strings
+        try:
+            backends.get(backend).supports(variant)
+        except UserError:
+            continue
+        possible.append(granularity)
+    return ", ".join(possible)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.backends", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only check that params.yaml asks for what is possible")
+    arguments = parser.parse_args()
+    with stage.guarded("params.yaml"):
+        if arguments.check:
+            check(params.read())
+        else:
+            print(table())

@@ -1,0 +1,27 @@
+"""Transcribe the calibration speech with the baseline: what its layers see calibrates static variants."""
+
+from pipeline.core import stage
+
+
+def main() -> None:
+    """Write data/calibration.safetensors."""
+    from tqdm import tqdm
+
+    from pipeline.core import params
+    from pipeline.speech import corpus
+    from pipeline.whisper import BASELINE, calibration, decoding, weights
+
+    settings = params.read()
+    vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
+    model = weights.load(BASELINE)
+    utterances = list(corpus.read(corpus.CALIBRATION))
+    heard = [
+        decoding.transcript(model, utterance, vocabulary)
+        for utterance in tqdm(utterances, unit="utt", desc="calibration speech", disable=None)
+    ]
+    calibration.write([utterance.id for utterance in utterances], heard)
+    print(f"{calibration.HEARD}: {len(utterances):,} utterances")
+
+
+if __name__ == "__main__":
+    stage.run(main)

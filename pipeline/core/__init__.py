@@ -1,0 +1,1 @@
+"""What every stage stands on, and no result depends on: settings, files, errors, downloads, processes, the machine."""

@@ -1,0 +1,72 @@
+"""Say in one sentence what pydantic finds wrong with the settings: the place, the value and the way out."""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.core.errors import suggestion
+
+if typing.TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_ENTRIES = {"variants": "variant", "models": "model", "corpora": "corpus"}
+"""What an entry of a map is called."""
+
+_WORDS = {
+    "int_type": "a whole number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a map",
+    "dataclass_type": "a map of keys to values",
+}
+"""What pydantic's kinds of errors ask for."""
+
+
+def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
+    """Return the sentence about the first of pydantic's errors; `settings` is the dataclass that it validates."""
+    error = errors[0]
+    path = [part for part in error["loc"] if part not in ("[key]", "str", "list[str]")]  # the last two: of a union
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    file = "catalog.yaml" if path[:1] in (["models"], ["corpora"]) else "params.yaml"
+    place, owner = _place(path, settings), _place(path[:-1], settings) if path[1:] else file
+    if kind == "value_error":
+        return f"{place}: {context['error']}"
+    if path == ["device"]:
+        return f"device is {given!r}, but it must be auto, cpu, cuda or cuda:N"
+    if kind == "string_pattern_mismatch" or error["loc"][-1] == "[key]":
+        quotes = "" if isinstance(given, str) else "; write it in quotes"
+        return f"{owner}: the name {given!r} may hold only letters, digits and hyphens{quotes}"
+    if kind == "unexpected_keyword_argument":
+        return f"{owner}: unknown key {path[-1]!r}{suggestion(path[-1], keys(_at(settings, path[:-1])))}"
+    if kind == "missing":
+        return f"{owner}: the key {path[-1]!r} is missing"
+    if kind == "too_short":
+        return f"{place} is empty; give at least one"
+    if kind == "greater_than_equal":
+        return f"{place} is {given}, but at least {context['ge']} is needed"
+    alike = [other for other in errors if other["loc"][:-1] == error["loc"][:-1]]  # of a union: one for each kind
+    words = [other.get("ctx", {}).get("expected") or _WORDS[other["type"]] for other in alike]
+    return f"{place} is {given!r}, but it must be {' or '.join(dict.fromkeys(words))}"
+
+
+def keys(settings: Any) -> set[str]:
+    """Return the keys of a dataclass of settings."""
+    return {field.name for field in dataclasses.fields(settings)}
+
+
+def _place(path: Sequence[int | str], settings: Any) -> str:
+    """Name a place: ("variants", "x", "bits") is "variant 'x': bits"; the top level's settings are the candidate's."""
+    if path[1:] and path[0] in _ENTRIES:
+        return ": ".join([f"{_ENTRIES[str(path[0])]} {path[1]!r}", *map(str, path[2:])])
+    candidate = not path or path[0] in keys(settings.__base__)
+    return ": ".join(["candidate"] * candidate + [str(part) for part in path])
+
+
+def _at(settings: Any, path: Sequence[int | str]) -> Any:
+    """Return the dataclass that is at this place: a section, or an entry of a map."""
+    for key in path:
+        hint = typing.get_type_hints(settings).get(str(key))
+        settings = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), settings)
+    return settings

@@ -1,0 +1,268 @@
+"""params.yaml and catalog.yaml as typed, validated values: the one place that knows their keys.
+
+params.yaml is the form that one fills in for each run, catalog.yaml lists the models and corpora there are. Every stage
+reads its settings through `read`, so a misspelt key or an impossible value is refused with one sentence before any work
+starts, whichever stage meets it first.
+
+A default of `Variant` decides what a checkpoint holds, and DVC does not see it change: see CONTRIBUTING.md.
+"""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
+
+from pipeline.core import mistakes
+from pipeline.core.errors import UserError, suggestion
+
+T = TypeVar("T")
+
+FILE = Path("params.yaml")
+CATALOG = Path("catalog.yaml")
+CANDIDATE = "candidate"
+BASELINE = "fp32"
+
+# DVC builds stage names and parameter paths from names: a dot or a slash would break its tracking silently.
+Name = Annotated[str, StringConstraints(strict=True, pattern="^[A-Za-z0-9-]+$")]
+Positive = Annotated[StrictInt, Field(ge=1)]
+Seed = Annotated[StrictInt, Field(ge=0)]
+Patterns = list[StrictStr]
+
+Files = dict[StrictStr, StrictStr | None]
+"""File name -> SHA-256 of its bytes, or null where another pin (a hub revision) stands for it."""
+
+_CONFIG = ConfigDict(extra="forbid", defer_build=True)
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Variant:
+    """What to quantize and how. None means: as the library does by default for these bits."""
+
+    backend: StrictStr
+    bits: Positive = 8
+    format: Literal["int", "float", "nf", "fp"] = "int"
+    activations: Literal["none", "dynamic", "static"] = "none"
+    granularity: Literal["tensor", "channel", "group"] | None = None
+    group_size: Positive | None = None
+    symmetric: StrictBool | None = None
+    double_quant: StrictBool = False
+    """Quantize the scales too (bitsandbytes' 4-bit formats)."""
+    include: Patterns = field(default_factory=lambda: ["*"])
+    """Glob patterns of the Linear layers to quantize, such as `model.decoder.*`."""
+    exclude: Patterns = field(default_factory=lambda: ["proj_out"])
+    """Glob patterns of those to leave alone; `proj_out` is tied to the token embedding."""
+
+    def __post_init__(self) -> None:
+        if self.backend not in backends():
+            raise ValueError(f"unknown backend {self.backend!r}{suggestion(self.backend, backends())}")
+        if self.group_size is not None and self.granularity in ("tensor", "channel"):
+            raise ValueError(f"group_size {self.group_size} goes with granularity 'group', not {self.granularity!r}")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Model:
+    """Where a baseline checkpoint comes from."""
+
+    source: Literal["hub", "package", "directory"]
+    path: StrictStr | None = None
+    repo: StrictStr | None = None
+    revision: StrictStr | None = None
+    files: Files = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        needed = {"hub": ("repo", "revision", "files"), "package": ("files",), "directory": ("path",)}
+        _check_needed(self, needed[self.source])
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Corpus:
+    """Where speech with transcripts comes from, and which of it is scored."""
+
+    source: Literal["openslr", "package", "directory", "hub", "generated"]
+    splits: Annotated[list[Name], Field(min_length=1)]
+    limit: Positive | None = None
+    """Utterances of each split, of all speakers alike; None = all. Source `generated` makes as many as this says."""
+    seed: Seed = 0
+    """What source `generated` starts from; the others need none."""
+    path: StrictStr | None = None
+    url: list[StrictStr] | StrictStr | None = None
+    """Where the archives are; the others of a list are mirrors of the first."""
+    repo: StrictStr | None = None
+    revision: StrictStr | None = None
+    files: Files = field(default_factory=dict)
+    utterances: dict[StrictStr, Positive] = field(default_factory=dict)
+    """Split -> number of utterances that the publisher tells; a split of another number is refused."""
+
+    def __post_init__(self) -> None:
+        needed = {
+            "openslr": ("url", "files"),
+            "package": ("path", "files"),
+            "directory": ("path",),
+            "hub": ("repo", "revision", "files"),
+            "generated": ("limit",),
+        }
+        _check_needed(self, needed[self.source])
+        archived = {file.removesuffix(".tar.gz") for file in self.files}
+        unknown = [split for split in self.utterances if self.source == "openslr" and split not in archived]
+        if unknown:
+            raise ValueError(f"utterances: unknown split {unknown[0]!r}{suggestion(unknown[0], archived)}")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Decoding:
+    """How text is decoded: always greedy, without temperature fallback."""
+
+    language: StrictStr = "en"
+    task: Literal["transcribe", "translate"] = "transcribe"
+    batch_size: Positive = 16
+    max_new_tokens: Positive = 444
+    suppress_non_speech: StrictBool = True
+    """Never write what Whisper's vocabulary holds for sounds that are no speech, such as "(" or "♪♪"."""
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Latency:
+    """How the time from an utterance to its text is measured, one utterance at a time."""
+
+    utterances: Positive = 20
+    seconds: Positive = 60
+    """No utterance is begun after so long: a variant that loops takes minutes for twenty."""
+    threads: Positive = 2
+    """Fixed, so that machines with more cores give figures that compare."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Calibration:
+    """The audio on which static variants learn their activation ranges."""
+
+    corpus: StrictStr
+    split: StrictStr
+    utterances: Positive
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Scoring:
+    """How transcripts become rates and intervals."""
+
+    normalizer: Literal["english", "basic", "none"] = "english"
+    resamples: Annotated[StrictInt, Field(ge=1000)] = 10_000
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, config=_CONFIG, kw_only=True)
+class Params(Variant):
+    """Both files. The candidate's keys are at params.yaml's top level, hence a Variant."""
+
+    model: StrictStr
+    corpus: StrictStr
+    device: Annotated[str, StringConstraints(strict=True, pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    decoding: Decoding
+    latency: Latency
+    calibration: Calibration
+    scoring: Scoring
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    corpora: Annotated[dict[Name, Corpus], Field(min_length=1)]
+
+    @property
+    def candidate(self) -> Variant:
+        """What is being tried."""
+        return Variant(**{key: getattr(self, key) for key in mistakes.keys(Variant)})
+
+    @property
+    def names(self) -> list[str]:
+        """All variants in the file's order, the candidate last."""
+        return [*self.variants, CANDIDATE]
+
+    def variant(self, name: str) -> Variant:
+        """Return the settings of a variant by name; `candidate` is one of the names."""
+        return self.candidate if name == CANDIDATE else _pick("variant", name, self.variants)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        calibration = self.calibration
+        _pick("model", self.model, self.models)
+        scored = _pick("corpus", self.corpus, self.corpora)
+        _pick("corpus", calibration.corpus, self.corpora, "calibration: ")
+        for name in {CANDIDATE, "baseline"} & self.variants.keys():  # their folders in models/
+            raise UserError(f"variants: the name {name!r} is taken; choose another")
+        if BASELINE not in self.variants or self.variants[BASELINE].backend != "none":
+            raise UserError(
+                f"variants: {BASELINE!r} (backend: none) is missing; every difference is measured against it"
+            )
+        if self.corpora[calibration.corpus].source == "generated":
+            raise UserError(
+                f"calibration: corpus {calibration.corpus!r} is generated, and activation ranges learned without "
+                "speech would not hold for it; calibrate on a corpus of speech"
+            )
+        if calibration.corpus == self.corpus and calibration.split in scored.splits:
+            raise UserError(
+                f"calibration: split {calibration.split!r} of corpus {self.corpus!r} is one that is scored; "
+                "calibrate on another split, or the scores would be tuned on their own audio"
+            )
+
+
+def read(folder: Path = Path()) -> Params:
+    """Read and validate the settings in `folder`; raise UserError with one sentence about the first mistake."""
+    return parse(_load(folder / FILE), _load(folder / CATALOG))
+
+
+def parse(form: dict[str, Any], catalog: dict[str, Any]) -> Params:
+    """Turn the files' plain values into Params (pure)."""
+    listed = {"models", "corpora"}
+    for file, misplaced in ((FILE, form.keys() & listed), (CATALOG, catalog.keys() - listed)):
+        if misplaced:
+            raise UserError(
+                f"{file}: {min(misplaced)!r} does not belong here; {CATALOG} holds models and corpora alone"
+            )
+    try:
+        return TypeAdapter(Params).validate_python(form | catalog)
+    except ValidationError as error:
+        raise UserError(mistakes.sentence(error.errors(include_url=False), Params)) from None
+
+
+def backends() -> list[str]:
+    """Name the backends: one module each in pipeline/backends/."""
+    return sorted(file.stem for file in (Path(__file__).parents[1] / "backends").glob("[!_]*.py"))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is not here; run the pipeline from the project's top folder") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file} holds no keys; restore it with 'git checkout {file}'")
+    return raw
+
+
+def _check_needed(entry: Model | Corpus, needed: tuple[str, ...]) -> None:
+    for key in needed:
+        if not getattr(entry, key):
+            raise ValueError(f"source {entry.source!r} needs the key {key!r}")
+
+
+def _pick(kind: str, name: str, known: dict[str, T], where: str = "") -> T:
+    if name not in known:
+        raise UserError(f"{where}unknown {kind} {name!r}{suggestion(name, known)}")
+    return known[name]

@@ -1,0 +1,113 @@
+"""Print the results as a table to read: size, word error rate, and its difference to fp32 with a verdict.
+
+Where nothing is said, inserted words per minute of audio stand in the place of word error rate.
+"""
+
+import argparse
+import io
+import subprocess
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.core import stage
+from pipeline.results.figures import FIGURES
+from pipeline.results.tables import MEASURES, RESULTS, Row, by_split, read
+from pipeline.results.text import ALIKE, caution, extent, interval, number
+
+NOTES = """\
+95 %: bootstrap intervals, paired where against fp32, by speaker or utterance as said above.
+Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.
+Shows: the true difference that this corpus would find significant in four cases of five.
+"""
+INSERTED = "I/min: inserted words per minute of audio, in which nothing is said.\n"
+NO_LOOPS = "No loops: WER % without the utterances that loop; -: all of them do.\n"
+
+
+def notes(results: pd.DataFrame) -> str:
+    """Return what the columns mean, of those that the tables of these results have."""
+    splits = by_split(results).values()
+    return NOTES + INSERTED * any(not split[0].words for split in splits) + NO_LOOPS * any(map(_loops, splits))
+
+
+def _loops(rows: Sequence[Row]) -> bool:
+    """Tell whether the table of a split has the column `no loops`."""
+    return any(row.looping and not pd.isna(row.wer_without_loops) for row in rows)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return the table of a split, under 120 characters wide for names of variants up to 25."""
+    loops = _loops(rows)
+    gap = 1 if loops else 2  # with one column more, lines would have over 120 characters
+    grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    heads = ["variant", "MB", "saved", MEASURES[rows[0].measure].head, "95 %", "vs fp32", "95 %", "verdict", "shows"]
+    for head in [*heads, "loops", *["no loops"] * loops, "RTFx"]:
+        grid.add_column(head, justify="left" if head in ("variant", "verdict") else "right", no_wrap=True)
+    for row in rows:
+        rate = [number(row.rate), interval(row.rate_low, row.rate_high)]
+        change = [number(row.delta, "+"), interval(row.delta_low, row.delta_high, "+")]
+        change = ["", ""] if row.verdict == "baseline" else change
+        shows = "" if pd.isna(row.smallest_detectable) else number(row.smallest_detectable)
+        verdict = "n.s." if row.verdict == ALIKE else row.verdict  # the whole words would make the lines too long
+        without = "-" if pd.isna(row.wer_without_loops) else number(row.wer_without_loops)
+        cells = [row.variant, f"{row.size_mb:.1f}", f"{row.size_reduction:.1f}%", *rate, *change, verdict, shows]
+        cells += [f"{row.looping}", *[without if row.looping else ""] * loops, f"{row.rtfx:.1f}"]
+        grid.add_row(*cells)
+    return grid
+
+
+def processors(results: pd.DataFrame) -> list[str]:
+    """Name the processors or GPUs that results were made on, with their instructions where those are known."""
+    made = results[["machine", "instructions"]].drop_duplicates().itertuples(index=False)
+    return [f"{machine} ({instructions})" if instructions else machine for machine, instructions in made]
+
+
+def committed() -> pd.DataFrame | None:
+    """Return the results of the last commit; None where there is no git, no commit or no such file in it."""
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{RESULTS}"], capture_output=True, text=True, check=True)  # noqa: S607  # git is wherever the PATH says
+        found = pd.read_csv(io.StringIO(done.stdout), dtype=str, keep_default_na=False)
+        return found.assign(instructions=found.get("instructions", "")) if "machine" in found else None
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
+def elsewhere(results: pd.DataFrame, before: pd.DataFrame) -> str:
+    """Return a sentence where earlier results were made on other processors; "" where they were not."""
+    if not (before.instructions.all() and results.instructions.all()):  # earlier ones do not tell: the names alone
+        results, before = results.assign(instructions=""), before.assign(instructions="")
+    if set(processors(results)) == set(processors(before)):
+        return ""
+    return (
+        f"The committed results were made on {'; '.join(processors(before))}:\n"
+        "quantized kernels may round differently there, so 'dvc metrics diff' may show changes that nobody made."
+    )
+
+
+def show(results: pd.DataFrame) -> None:
+    """Print a table per split, and what the columns mean."""
+    # Wide enough that no line is wrapped: a terminal that is narrower does so itself.
+    console = Console(width=1000, markup=False, highlight=False, emoji=False)
+    for split, rows in by_split(results).items():
+        title = f"{split}: {extent(rows[0])}; intervals by {rows[0].interval_unit}{caution(rows[0])}"
+        console.print(title, table(rows), "", sep="\n")
+    console.print(notes(results), end="")
+
+
+def main() -> None:
+    """Print the table of reports/results.csv, where they were made, and where the figures are."""
+    results = read(RESULTS)
+    show(results)
+    print(f"Made on: {'; '.join(processors(results))}.")
+    before = committed()
+    if before is not None and (sentence := elsewhere(results, before)):
+        print(sentence)
+    print(f"Figures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__).parse_args()
+    with stage.guarded("results"):
+        main()

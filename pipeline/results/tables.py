@@ -1,0 +1,230 @@
+"""results.csv, protocol.csv and engines.csv: what their columns mean, and how they are written and read.
+
+In a frame that was read, texts are "" and numbers NaN where there is no value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
+
+RESULTS = Path("reports/results.csv")
+PROTOCOL = Path("reports/protocol.csv")
+ENGINES = Path("reports/engines.csv")
+
+MAKERS = {
+    RESULTS.name: "dvc repro compare",
+    PROTOCOL.name: "dvc repro score_protocols",
+    ENGINES.name: f"python -m benchmarks.engines --out {ENGINES}",
+}
+"""The commands that write them."""
+
+LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes")
+"""Whose versions stand in results.csv."""
+
+
+Row = Any
+"""A line of a frame, as its `itertuples` gives it: columns are attributes."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the rate that leads a split is written."""
+
+    name: str
+    head: str
+    """At the top of its column."""
+    title: str
+    """In full, with its unit."""
+    unit: str
+    """Behind a value."""
+    steps: str
+    """What a difference is counted in."""
+
+
+MEASURES = {
+    "wer": Measure("WER", "WER %", "word error rate, %", " %", "points"),
+    "insertions_per_minute": Measure("insertion rate", "I/min", "inserted words per minute", "/min", "words a minute"),
+}
+"""By what results.csv calls them."""
+
+RESULT_COLUMNS = {
+    # What was measured: results.csv has a line for each variant and split.
+    "variant": "key of `variants` in params.yaml, or `candidate`",
+    "split": "split of the corpus",
+    **{setting.name: f"{setting.name} of the variant in params.yaml" for setting in fields(Variant)},
+    # The speech.
+    "utterances": "number of utterances",
+    "split_utterances": "utterances in the whole split, of which a limit may have chosen some",
+    "speakers": "number of speakers; empty: not known",
+    "minutes": "minutes of audio",
+    "words": "words of the references, normalized",
+    "characters": "characters of the references, normalized, spaces included",
+    # Errors against the references, counted with the fewest edits.
+    "hits": "words understood",
+    "substitutions": "words replaced",
+    "deletions": "words left out",
+    "insertions": "words added",
+    "character_errors": "edits of single characters",
+    "wrong_utterances": "utterances with any error",
+    "looping": "utterances whose text repeats itself over and over, where the reference does not",
+    "looping_ids": "the first 20 of them, and how many more there are",
+    # Rates. Empty where the references hold no words: wer, cer and what follows from them.
+    "measure": "rate that leads this split: wer or insertions_per_minute",
+    "interval_unit": "what the bootstrap draws: speaker (from ten known ones on) or utterance",
+    "wer": "word error rate, % of words",
+    "cer": "character error rate, % of characters",
+    "uer": "utterances with any error, %",
+    "insertions_per_minute": "words added per minute of audio",
+    "wer_without_loops": "word error rate without the utterances that loop, %; empty: all of them do",
+    "*_delta": "difference of that measure to fp32's (protocol.csv: to the study's own protocol), in its unit",
+    "*_low": "lower end of its 95 % interval, by interval_unit; paired where it is of a difference",
+    "*_high": "upper end of it",
+    "*_utterance": "the same, by utterance",
+    "*_speaker": "the same, by speaker; empty: not known, or one only",
+    # Verdicts on the difference to fp32; empty for fp32.
+    "p_value": "two-sided p-value of no difference, by interval_unit",
+    "p_holm": "the same after Holm's correction over all variants",
+    "verdict": "baseline, worse, better or no significant difference: by p_holm, at 0.05",
+    "smallest_detectable": "true difference that would be found in four such corpora of five, in the measure's unit",
+    "mapsswe_z": "NIST's matched pairs: z, positive where there are more errors than with fp32",
+    "mapsswe_p": "its two-sided p-value, not corrected",
+    # The checkpoint on disk.
+    "size_mb": "weights, MB (10^6 bytes)",
+    "size_reduction": "saved of fp32's bytes, %",
+    "size_reduction_fp16": "saved of a float16 checkpoint's bytes, %",
+    "calibration": "number of utterances that calibrated it",
+    "bytes_*": "bytes in total; of quantized weights; of their scales and zero points; of what is not quantized",
+    "bits_per_weight": "bits of a quantized layer's weight, scales and zero points included",
+    # Time and memory, of all splits together.
+    "device": "where it ran: cpu or cuda",
+    "batch_size": "utterances in a batch, of the pass over all speech",
+    "audio_s": "seconds of audio in that pass",
+    "load_s": "seconds to load the checkpoint",
+    "transcribe_s": "seconds of that pass",
+    "rtfx": "seconds of audio transcribed in a second",
+    "latency_p*_ms": "percentile of the time for a single utterance, features included, ms",
+    "latency_utterances": "single utterances that were timed",
+    "latency_other_texts": "those of them whose text in a batch is another",
+    "latency_threads": "threads for single utterances",
+    "peak_rss_mb": "resident memory after single utterances, MB",
+    "peak_gpu_mb": "GPU memory allocated by then, MB; empty: no GPU",
+    "pass_peak_*": "the same two after the pass",
+    "threads": "threads of the pass",
+    "jobs": "stages that shared the machine",
+    "machine": "processor, or GPU where device is one",
+    "instructions": "instructions of the processor that kernels are chosen by, with a space between",
+    "versions_*": "version of Python and of each library",
+}
+COLUMNS = RESULT_COLUMNS | {
+    # protocol.csv: fp32 on a split, decoded and scored in one way; the first line of a split is the study's own.
+    "suppress_non_speech": "True: tokens of sounds that are no speech were suppressed",
+    "max_new_tokens": "most tokens of 30 s of audio",
+    "normalizer": "english, basic or none",
+    # engines.csv: one engine with the baseline.
+    "engine": "name and format",
+    "time_ratio": "its time over ours",
+    "texts_differ": "utterances whose text is not ours",
+    "rounds": "rounds in which the engines took turns; times are medians",
+    "model": "key of `models` in catalog.yaml",
+}
+"""What stands in a column, with its unit; * stands for anything at the end, at the beginning for another column."""
+
+TEXTS = (
+    "variant", "split", "backend", "format", "activations", "granularity", "symmetric", "double_quant", "include",
+    "exclude", "looping_ids", "measure", "interval_unit", "verdict", "device", "machine", "instructions",
+    "suppress_non_speech", "normalizer", "engine", "model",
+)  # fmt: skip
+"""Columns that are no numbers, like versions."""
+
+NEWER = {"split_utterances": float("nan"), "jobs": 1, "instructions": "", "model": ""}
+"""Columns that earlier studies do not have, and what stands for them."""
+
+_COLUMNS = {
+    RESULTS.name: [column for column in RESULT_COLUMNS if "*" not in column],
+    PROTOCOL.name: [
+        *("split", "suppress_non_speech", "max_new_tokens", "normalizer", "substitutions", "deletions", "insertions"),
+        *("looping", "wer", "wer_without_loops", "insertions_per_minute", "interval_unit"),
+        *("wer_delta", "wer_delta_low", "wer_delta_high"),
+    ],
+    ENGINES.name: [
+        *("engine", "rtfx", "time_ratio", "texts_differ", "utterances", "audio_s", "batch_size", "threads", "rounds"),
+        *("machine", "model"),
+    ],
+}
+"""What a file must have, by its name."""
+
+
+def is_documented(column: str) -> bool:
+    """Tell whether COLUMNS says what a column means, by its name or for a family of columns."""
+    families = [name.split("*") for name in COLUMNS if "*" in name]
+    return column in COLUMNS or any(
+        column.startswith(head) and column.endswith(tail) and (head or is_documented(column.removesuffix(tail)))
+        for head, tail in families
+    )
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Round every float, so that a review shows no noise: one word of LibriSpeech's test-clean is 0.002 % of it.
+
+    p-values have six decimals: 0.0 is less than half a millionth.
+    """
+    return {
+        key: round(value, 6 if key.startswith("p_") or key.endswith("_p") else 3) + 0.0  # turns -0.0 to 0.0
+        if isinstance(value, float)
+        else value
+        for key, value in row.items()
+    }
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as CSV with every column that any row has; None is empty. A column must be documented here."""
+    frame = pd.DataFrame(rows, dtype=object)
+    unknown = [column for column in frame if not is_documented(column)]
+    assert not unknown, f"document {unknown} in pipeline/results/tables.py"
+    text: str = frame.to_csv(index=False)
+    return text
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read one of the tables, wherever it lies; raise UserError where it is missing, empty or another file.
+
+    In results.csv, the columns rate and delta, and either's _low and _high, are of the split's `measure`.
+    """
+    maker = MAKERS[path.name]
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if frame.empty:
+            raise ValueError("no rows")
+        for column in _COLUMNS[path.name]:
+            if column not in frame:
+                frame[column] = NEWER[column]
+        numbers = [name for name in frame if is_documented(name) and name not in TEXTS and name[:9] != "versions_"]
+        frame[numbers] = frame[numbers].apply(pd.to_numeric)
+        return _with_neutral(frame) if path.name == RESULTS.name else frame
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; run '{maker}' first") from None
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not what '{maker}' writes ({reason}); run it again") from None
+
+
+def _with_neutral(frame: pd.DataFrame) -> pd.DataFrame:
+    rows = frame.to_dict("records")
+    for measure in frame["measure"]:
+        if measure not in MEASURES:
+            raise ValueError(f"measure {measure!r}")
+    for bound in ("", "_low", "_high"):
+        frame[f"rate{bound}"] = [row[row["measure"] + bound] for row in rows]
+        frame[f"delta{bound}"] = [row[f"{row['measure']}_delta{bound}"] for row in rows]
+    return frame
+
+
+def by_split(frame: pd.DataFrame) -> dict[str, list[Row]]:
+    """Return the rows of each split, in the order of the file."""
+    return {split: list(rows.itertuples()) for split, rows in frame.groupby("split", sort=False)}

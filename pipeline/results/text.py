@@ -1,0 +1,60 @@
+"""How results are written in words and numbers, wherever people read them."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.results.tables import Row
+
+FEW = 30
+"""Utterances below which a bootstrap interval is a rough guess: the resamples hardly differ from one another."""
+
+ALIKE = "no significant difference"
+"""The verdict on a variant that is neither worse nor better than fp32."""
+
+
+def number(value: float, sign: str = "-") -> str:
+    """Write a rate, with sign "+" a difference, with two decimals as long as they tell anything."""
+    decimals = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:{sign}.{decimals}f}"
+
+
+def interval(low: float, high: float, sign: str = "-") -> str:
+    """Write an interval of rates, with sign "+" of differences."""
+    return f"[{number(low, sign)}, {number(high, sign)}]"
+
+
+def change(delta: float, low: float, high: float) -> str:
+    """Write a difference with its interval."""
+    return f"{number(delta, '+')} {interval(low, high, '+')}"
+
+
+def extent(row: "Row") -> str:
+    """Return how much speech a result stands on, in words; of a sample, of how many, and that speakers share evenly."""
+    if not row.words:
+        return f"{row.utterances:,} recordings without speech, {row.minutes:.1f} minutes"
+    sampled = row.utterances < row.split_utterances
+    of, alike = (f" of {row.split_utterances:,.0f}", " alike") if sampled else ("", "")
+    speakers = f" of {row.speakers:.0f} speaker{'s' if row.speakers > 1 else ''}{alike}" if row.speakers > 0 else ""
+    return f"{row.utterances:,}{of} utterances{speakers}, {row.words:,} words"
+
+
+def caution(row: "Row") -> str:
+    """Return what to say behind the extent where it is small."""
+    return f" (fewer than {FEW} utterances: a rough guess)" if row.utterances < FEW else ""
+
+
+def either(names: Iterable[str]) -> str:
+    """Join names, each once."""
+    return " or ".join(dict.fromkeys(names))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names of variants, in Markdown."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def markdown(*rows: Sequence[str]) -> str:
+    """Return rows, the first of them the heads, as a Markdown table."""
+    heads, *others = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([heads, f"|{' --- |' * len(rows[0])}", *others])

@@ -1,0 +1,1 @@
+"""Speech: where recordings come from, and the prepared corpora that the stages read."""

@@ -1,0 +1,69 @@
+"""A checkpoint's folder: written whole, and measured in bytes."""
+
+import dataclasses
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import files, manifest
+from pipeline.core.params import Variant
+
+_COPIED = "*.json"
+"""What a checkpoint takes over from the baseline: config, generation config, tokenizer, feature extractor."""
+
+
+def save(
+    write: Callable[[Path], None],
+    variant: Variant,
+    layers: dict[str, int],
+    calibration: list[str],
+    baseline: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write a checkpoint and its manifest, whole or not at all; return the manifest.
+
+    `write(folder)` writes model.safetensors and what the backend needs beside it. `variant` has the library's defaults
+    filled in, `layers` maps the quantized layers to their numbers of weights, `calibration` lists the ids of the
+    utterances that static activations were calibrated on.
+    """
+    with files.aside(folder) as partial:
+        partial.mkdir(parents=True)
+        for file in sorted(baseline.glob(_COPIED)):
+            shutil.copyfile(file, partial / file.name)
+        write(partial)
+        measured = measure(partial / "model.safetensors", layers)
+        return manifest.write(partial, {"variant": dataclasses.asdict(variant), "calibration": calibration, **measured})
+
+
+def measure(weights: Path, layers: dict[str, int]) -> dict[str, Any]:
+    """Count the bytes of model.safetensors by kind, and the bits per quantized weight, scales and zero points included.
+
+    `quantized` are the layers' weights, `scales` what else is needed to read them, `unquantized` the rest: biases,
+    norms, convolutions, embeddings, and the file's header.
+    """
+    kinds = {"quantized": 0, "scales": 0}
+    for name, size in tensor_bytes(weights).items():
+        layer = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        if layer is None or name == f"{layer}.bias":
+            continue
+        rest = name.removeprefix(f"{layer}.")
+        weight = rest in ("weight", "W_q") or rest.startswith("weight._data")  # as torch and bnb, HQQ, quanto name it
+        kinds["quantized" if weight else "scales"] += size
+    total = weights.stat().st_size
+    return {
+        "layers": list(layers),
+        "bytes": {"total": total, **kinds, "unquantized": total - sum(kinds.values())},
+        "bits_per_weight": round(8 * sum(kinds.values()) / sum(layers.values()), 4) if layers else 32.0,
+    }
+
+
+def tensor_bytes(weights: Path) -> dict[str, int]:
+    """Read the size in bytes of each tensor from a safetensors file's header."""
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items()}

@@ -1,0 +1,240 @@
+"""Whisper as plain PyTorch modules, with the module and parameter names of Hugging Face's checkpoints.
+
+Why not Transformers' own class: importing it takes four times as long as importing torch, which the study pays twice
+for every variant; and a decoding loop over preallocated caches is faster than `generate` (see benchmarks/). The names
+are the same, so checkpoints load in Transformers, and the tests hold both implementations' logits together.
+
+Architecture: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """The dimensions in a Whisper checkpoint's config.json."""
+
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    decoder_layers: int
+    decoder_attention_heads: int
+    decoder_ffn_dim: int
+    vocab_size: int
+    num_mel_bins: int
+    max_source_positions: int
+    max_target_positions: int
+
+    @classmethod
+    def read(cls, folder: Path) -> "Config":
+        """Read config.json of a checkpoint; raise UserError when it is not Whisper's."""
+        try:
+            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no checkpoint: config.json is missing") from None
+        missing = [key for key in cls.__dataclass_fields__ if key not in raw]
+        if missing:
+            raise UserError(f"{folder}/config.json lacks {missing[0]!r}: this is not a Whisper checkpoint")
+        return cls(**{key: raw[key] for key in cls.__dataclass_fields__})
+
+
+@dataclass
+class Cache:
+    """Keys and values of one attention, (batch, heads, positions, head width); `length` positions are filled."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new positions in place and return views of all that are filled."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def drop(self, empty: Sequence[int], last: Sequence[int], rows: int) -> None:
+        """Keep `rows` rows of the batch: those `last` move to the places of the `empty`, nothing else is copied."""
+        for tensor in (self.keys, self.values):
+            tensor[empty] = tensor[last]
+        self.keys, self.values = self.keys[:rows], self.values[:rows]
+
+
+def _room(like: Tensor, rows: int, positions: int) -> Cache:
+    """Make an empty cache for keys and values that look like these (any batch, heads, any positions, head width)."""
+    shape = (rows, like.shape[1], positions, like.shape[3])
+    return Cache(like.new_empty(shape), like.new_empty(shape))
+
+
+class Attention(nn.Module):
+    """Multi-head attention; keys have no bias, as in every Whisper."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project (batch, positions, width) to keys and values by heads."""
+        return self._split(self.k_proj(x)), self._split(self.v_proj(x))
+
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
+        """Attend from `x` (batch, positions, width) to the keys and values."""
+        query = self._split(self.q_proj(x))
+        mixed = functional.scaled_dot_product_attention(query, keys, values, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # nn.Module is untyped
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network, each with a pre-norm and a residual."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.self_attn_layer_norm(x)
+        x = x + self.self_attn.attend(normed, *self.self_attn.keys_values(normed))
+        return x + self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return what the feed-forward network adds to `x`."""
+        return self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x))))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(EncoderLayer):
+    """An encoder layer with cross-attention to the audio in its middle."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__(width, heads, inner)
+        self.encoder_attn = Attention(width, heads)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width)
+
+    def step(self, x: Tensor, own: Cache, audio: Cache) -> Tensor:
+        """Decode new positions: `own` caches the text so far, `audio` the encoder's keys and values."""
+        normed = self.self_attn_layer_norm(x)
+        causal = x.shape[1] > 1  # only the prompt has several positions, and it comes first
+        keys, values = own.append(*self.self_attn.keys_values(normed))
+        x = x + self.self_attn.attend(normed, keys, values, causal)
+        x = x + self.encoder_attn.attend(self.encoder_attn_layer_norm(x), audio.keys, audio.values)
+        return x + self.feed_forward(x)
+
+
+class Encoder(nn.Module):
+    """Log-mel features (batch, mels, frames) to audio states (batch, frames / 2, width)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.d_model
+        self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, config.encoder_attention_heads, config.encoder_ffn_dim)
+            for _ in range(config.encoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = functional.gelu(self.conv1(features))
+        x = functional.gelu(self.conv2(x)).transpose(1, 2)
+        x = x + self.embed_positions.weight[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.layer_norm(x)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Token ids and audio states to states of the text."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.d_model
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.embed_positions = nn.Embedding(config.max_target_positions, width)
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, config.decoder_attention_heads, config.decoder_ffn_dim)
+            for _ in range(config.decoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, caches: list[tuple[Cache, Cache]]) -> Tensor:
+        start = caches[0][0].length
+        x = self.embed_tokens(tokens) + self.embed_positions.weight[start : start + tokens.shape[1]]
+        for layer, (own, audio) in zip(self.layers, caches, strict=True):
+            x = layer.step(x, own, audio)  # type: ignore[operator]  # ModuleList forgets its items' type
+        return self.layer_norm(x)  # type: ignore[no-any-return]
+
+
+class Body(nn.Module):
+    """Encoder and decoder, under the prefix `model.` that the checkpoints have."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+
+class Whisper(nn.Module):
+    """Whisper with its output head `proj_out`, tied to the token embedding unless a backend replaces it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Share the head's weight with the token embedding."""
+        self.proj_out.weight = self.model.decoder.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.decoder.layer_norm.weight.device
+
+    def caches(self, features: Tensor, positions: int) -> list[tuple[Cache, Cache]]:
+        """Encode the audio and make each decoder layer's caches, with room for `positions` tokens."""
+        # One utterance at a time on a CPU: 1,500 positions keep its cores busy, and an encoder layer's activations stay
+        # in its caches. That takes less time and memory than a batch, and dynamic activations keep their own scales.
+        together = 1 if self.device.type == "cpu" else len(features)
+        made: list[tuple[Cache, Cache]] = []
+        for start in range(0, len(features), together):
+            part = slice(start, start + together)
+            states = self.model.encoder(features[part])
+            for number, layer in enumerate(self.model.decoder.layers):
+                assert isinstance(layer, DecoderLayer)
+                keys, values = layer.encoder_attn.keys_values(states)
+                if number == len(made):
+                    made.append((_room(keys, len(features), positions), _room(keys, len(features), keys.shape[2])))
+                made[number][1].keys[part], made[number][1].values[part] = keys, values
+        return made
+
+    def next_logits(self, tokens: Tensor, caches: list[tuple[Cache, Cache]]) -> Tensor:
+        """Decode new tokens (batch, positions) and return the logits (batch, vocabulary) of what follows them."""
+        return self.proj_out(self.model.decoder(tokens, caches)[:, -1])  # type: ignore[no-any-return]
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Return the logits (batch, positions, vocabulary) of whole token sequences."""
+        return self.proj_out(self.model.decoder(tokens, self.caches(features, tokens.shape[1])))  # type: ignore[no-any-return]

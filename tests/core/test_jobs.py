@@ -1,0 +1,162 @@
+"""pipeline.jobs: several DVCs side by side."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline.core import errors, jobs, params
+from pipeline.core.machine import JOBS
+from tests import scale
+from tests.conftest import ROOT
+from tests.study import VARIANTS, Study
+
+
+def test_every_stage_of_a_variant_is_in_its_job() -> None:
+    """What is in no job runs afterwards, alone."""
+    settings = params.read(ROOT / "params.yaml")
+    found = jobs.jobs(settings)
+    assert list(found) == [*settings.variants, "candidate", "other protocols"]
+    assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4"]
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    names = [f"{name}@{variant}" for name in stages for variant in settings.variants if "foreach" in stages[name]]
+    names += [name for name in stages if "foreach" not in stages[name]]
+    last = {"download", "prepare", "fetch", "quantize@fp32", "compare", "plot"}
+    assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - last)
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "visible", "dealt"),
+    [
+        (3, "auto", None, ["0", "1", "0"]),
+        (3, "cuda", "2,GPU-7", ["2", "GPU-7", "2"]),
+        (1, "auto", None, ["0"]),
+        (2, "cuda:1", None, [None, None]),
+        (2, "cpu", None, [None, None]),
+    ],
+)
+def test_gpus_are_dealt_out(
+    count: int, device: str, visible: str | None, dealt: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [place.get("CUDA_VISIBLE_DEVICES") for place in jobs.environments(count, device)] == dealt
+
+
+def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert jobs.environments(3, "cpu") == [{JOBS: "3", errors.JOBS_PID: str(os.getpid()), "OMP_NUM_THREADS": "2"}] * 3
+    assert jobs.environments(20, "cpu")[0]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert jobs.environments(3, "cpu")[0]["OMP_NUM_THREADS"] == "5"
+
+
+def test_lines_are_what_a_terminal_shows_in_the_end() -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"first\r\n\x1b[32m 10%\x1b[0m\r 20%")
+    lines = jobs._lines(ours)
+    assert [next(lines), next(lines)] == [("first", True), ("20%", False)]
+    os.write(theirs, "\r 30%\r\nwörter".encode()[:-1])
+    assert [next(lines), next(lines)] == [("30%", True), ("wörte", False)]
+    os.close(theirs)
+    assert list(lines) == [("wörte", True)]
+    os.close(ours)
+
+
+def results(study: Study) -> dict[str, Any]:
+    """Return dvc.lock and the files in it, without what holds timings."""
+    timed = ("reports/timings", "reports/results.csv")
+    stages = YAML(typ="safe").load(study.root / "dvc.lock")["stages"]
+    for stage in stages.values():
+        for kind in ("deps", "outs"):
+            stage[kind] = [file for file in stage.get(kind, []) if not file["path"].startswith(timed)]
+    transcripts = (study.root / "reports/transcripts").glob("*.jsonl")
+    return {"stages": stages} | {file.name: file.read_bytes() for file in transcripts}
+
+
+@pytest.fixture
+def fresh(finished: Study, tmp_path: Path) -> Study:
+    """Return the study as somebody clones it, without a cache."""
+    study = finished.copy(tmp_path / "study")
+    for name in ("data", "models", ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(study.root / name)
+    study.did("git", "rm", "-r", "--quiet", "dvc.lock", "reports")
+    shutil.rmtree(study.root / "reports", ignore_errors=True)
+    return study
+
+
+@pytest.mark.slow
+def test_several_jobs_give_what_one_gives(fresh: Study, finished: Study) -> None:
+    said = fresh.did("python", "-m", "pipeline.jobs", "6")
+    assert fresh.ran("repro") == ["compare", "plot"]
+    assert results(fresh) == results(finished)
+    assert fresh.read("reports/metrics.json") == finished.read("reports/metrics.json")
+    assert fresh.left() == []
+    # Each job's lines stand together.
+    heads = [line.split(" | ")[0] for line in said.splitlines() if " | " in line]
+    together = [head for n, head in enumerate(heads) if n == 0 or heads[n - 1] != head]
+    assert sorted(together) == sorted(["all", *VARIANTS, "candidate", "other protocols"])
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_hold_up_the_others(fresh: Study) -> None:
+    fresh.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=60))
+    failed = fresh.run("python", "-m", "pipeline.jobs", "2")
+    assert failed.returncode == 1
+    assert "hqq-int4 | quantize: variant 'hqq-int4': hqq: group_size 60 " in failed.stdout
+    assert failed.stdout.splitlines()[-1] == (
+        "jobs: 1 of 6 jobs failed: hqq-int4; what they said stands above, the others are done"
+    )
+    fresh.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=64))
+    assert fresh.ran("repro") == ["compare", "plot", "quantize@hqq-int4", "score@hqq-int4", "transcribe@hqq-int4"]
+
+
+@pytest.mark.slow
+def test_when_jobs_are_killed_nothing_goes_on(fresh: Study) -> None:
+    """With SIGKILL, which they cannot pass on."""
+    with scale.started(fresh, "python", "-m", "pipeline.jobs", "2") as process:
+        while scale.stage(process.pid, "transcribe") is None:
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+    fresh.did("python", "-m", "pipeline.jobs", "2")
+    assert fresh.ran("repro") == ["compare", "plot"]
+    assert fresh.left() == []
+
+
+@pytest.mark.parametrize(("count", "sentence"), [("0", "jobs: 0 jobs are none; give 1 or more\n")])
+def test_no_jobs(finished: Study, count: str, sentence: str) -> None:
+    failed = finished.run("python", "-m", "pipeline.jobs", count)
+    assert (failed.returncode, failed.stdout) == (1, sentence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_jobs_with_one_line(number: signal.Signals, fresh: Study) -> None:
+    with scale.started(fresh, "python", "-m", "pipeline.jobs", "2") as process:
+        while scale.stage(process.pid, "transcribe") is None:
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        began = time.monotonic()
+        process.send_signal(number)
+        said, _ = process.communicate()
+        assert time.monotonic() - began < 5
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "jobs: interrupted; run it again to go on"
+    assert "Traceback" not in said
+    assert "transcribe: interrupted" not in said
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    fresh.did("python", "-m", "pipeline.jobs", "2")
+    assert fresh.ran("repro") == ["compare", "plot"]
+    assert fresh.left() == []

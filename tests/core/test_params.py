@@ -1,0 +1,236 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.core import params
+from pipeline.core.errors import UserError
+from tests.conftest import ROOT, Project
+
+
+def test_the_projects_own_parameters_are_valid(tmp_project: Project) -> None:
+    assert (tmp_project.root / "params.yaml").exists()
+    settings = params.read()
+    assert (settings.model, settings.corpus, settings.device) == ("tiny-en", "sample", "auto")
+    assert settings.variants["fp32"] == params.Variant(backend="none", bits=32, format="float")
+    assert settings.models["tiny-en"].source == "package"
+    assert settings.corpora["librispeech"].splits == ["test-clean", "test-other"]
+    assert settings.decoding.language == "en"
+    assert settings.names[0] == "fp32"
+    assert settings.names[-1] == "candidate"
+
+
+def test_an_edit_of_the_candidate_changes_the_candidate_only(tmp_project: Project) -> None:
+    before = params.read()
+    tmp_project.set(backend="hqq", bits=4, granularity="group", group_size=128, symmetric=False)
+    after = params.read()
+    assert after.candidate == params.Variant(
+        backend="hqq", bits=4, granularity="group", group_size=128, symmetric=False
+    )
+    assert after.variant("candidate") == after.candidate
+    assert after.variants == before.variants
+
+
+def test_every_key_that_may_be_missing_has_its_default(tmp_project: Project) -> None:
+    tmp_project.set(variants={"fp32": {"backend": "none"}, "bare": {"backend": "quanto"}})
+    assert params.read().variants["bare"] == params.Variant(
+        backend="quanto",
+        bits=8,
+        format="int",
+        activations="none",
+        granularity=None,
+        group_size=None,
+        symmetric=None,
+        double_quant=False,
+        include=["*"],
+        exclude=["proj_out"],
+    )
+
+
+BACKENDS = "bnb, hqq, none, quanto, torch"
+HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "tiny_en"}, "unknown model 'tiny_en' (did you mean 'tiny-en'?)"),
+        ({"model": "large"}, "unknown model 'large' (known: base, small, tiny-en)"),
+        ({"corpus": "libri"}, "unknown corpus 'libri' (did you mean 'librispeech'?)"),
+        (
+            {"calibration__corpus": "x"},
+            "calibration: unknown corpus 'x' (known: librispeech, librispeech-hub, sample, silence, subset)",
+        ),
+        ({"backend": "quantoo"}, "candidate: unknown backend 'quantoo' (did you mean 'quanto'?)"),
+        ({"backend": "x"}, f"candidate: unknown backend 'x' (known: {BACKENDS})"),
+        ({"device": "gpu"}, "device is 'gpu', but it must be auto, cpu, cuda or cuda:N"),
+        ({"device": 0}, "device is 0, but it must be auto, cpu, cuda or cuda:N"),
+        ({"x": 1}, "params.yaml: unknown key 'x' (known: KEYS)"),
+        ({"grup_size": 1}, "params.yaml: unknown key 'grup_size' (did you mean 'group_size'?)"),
+        ({"bits": "four"}, "candidate: bits is 'four', but it must be a whole number"),
+        ({"bits": True}, "candidate: bits is True, but it must be a whole number"),
+        ({"bits": 4.0}, "candidate: bits is 4.0, but it must be a whole number"),
+        ({"bits": 0}, "candidate: bits is 0, but it must be at least 1"),
+        ({"format": "int4"}, "candidate: format is 'int4', but it must be int or float or nf or fp"),
+        (
+            {"granularity": "row"},
+            "candidate: granularity is 'row', but it must be tensor or channel or group or null",
+        ),
+        ({"symmetric": "yes"}, "candidate: symmetric is 'yes', but it must be true or false or null"),
+        ({"exclude": "proj_out"}, "candidate: exclude is 'proj_out', but it must be a list, each a text"),
+        (
+            {"granularity": "channel", "group_size": 64},
+            "candidate: group_size 64 goes with granularity 'group', not 'channel'",
+        ),
+        (
+            {"variants__hqq-int4": {"backend": "hqq", "group": 64}},
+            "variant 'hqq-int4': unknown key 'group' (did you mean 'group_size'?)",
+        ),
+        ({"variants__x": {"bits": 4}}, "variant 'x': the key 'backend' is missing"),
+        ({"variants__x": None}, "variant 'x' is None, but it must be a map of keys to values"),
+        ({"variants": {}}, "variants is empty; give at least one named entry"),
+        (
+            {"variants": {"x": {"backend": "hqq"}}},
+            "variants: 'fp32' (backend: none) is missing; every difference is measured against it",
+        ),
+        (
+            {"variants__hqq.int4": {"backend": "hqq"}},
+            "variants: the name 'hqq.int4' may hold only letters, digits and hyphens",
+        ),
+        ({"models__a/b": HUB}, "models: the name 'a/b' may hold only letters, digits and hyphens"),
+        (
+            {"variants__candidate": {"backend": "hqq"}},
+            "variants: the name 'candidate' is taken; choose another",
+        ),
+        ({"models__mine": HUB}, "model 'mine': source 'hub' needs the key 'revision'"),
+        ({"models__mine": {"source": "directory"}}, "model 'mine': source 'directory' needs the key 'path'"),
+        (
+            {"models__mine": {"source": "disk"}},
+            "model 'mine': source is 'disk', but it must be hub or package or directory",
+        ),
+        (
+            {"models__base__files": {"a.whl": 1}},
+            "model 'base': files is {'a.whl': 1}, but it must be a map of file names to SHA-256 digests",
+        ),
+        ({"corpora__sample__splits": []}, "corpus 'sample': splits is empty; name at least one split to score"),
+        (
+            {"corpora__sample__splits": ["../x"]},
+            "corpus 'sample': split: the name '../x' may hold only letters, digits and hyphens",
+        ),
+        (
+            {"corpora__sample__limit": 0},
+            "corpus 'sample': limit is 0; give a number of utterances, or null for all",
+        ),
+        ({"corpora__silence__limit": None}, "corpus 'silence': source 'generated' needs the key 'limit'"),
+        ({"corpora__silence__seed": -1}, "corpus 'silence': seed is -1, but at least 0 is needed"),
+        (
+            {"calibration__corpus": "silence"},
+            "calibration: corpus 'silence' is generated, and activation ranges learned without speech would not hold "
+            "for it; calibrate on a corpus of speech",
+        ),
+        ({"corpora__librispeech__url": None}, "corpus 'librispeech': source 'openslr' needs the key 'url'"),
+        (
+            {"corpora__librispeech__utterances": {"test-claen": 2620}},
+            "corpus 'librispeech': utterances: unknown split 'test-claen' (did you mean 'test-clean'?)",
+        ),
+        (
+            {"corpora__librispeech__utterances": {"test-clean": 0}},
+            "corpus 'librispeech': utterances of 'test-clean' are 0, but at least 1 is needed",
+        ),
+        ({"corpora__librispeech-hub__repo": ""}, "corpus 'librispeech-hub': source 'hub' needs the key 'repo'"),
+        (
+            {"corpora__librispeech__utterances": {"test": "all"}},
+            "corpus 'librispeech': utterances is {'test': 'all'}, but it must be a map of splits to whole numbers",
+        ),
+        (
+            {"corpora__librispeech__url": 5},
+            "corpus 'librispeech': url is 5, but it must be a list, each a text or a text or null",
+        ),
+        (
+            {"calibration__split": "librivox"},
+            "calibration: split 'librivox' of corpus 'sample' is one that is scored; calibrate on another split, "
+            "or the scores would be tuned on their own audio",
+        ),
+        ({"calibration__utterances": 0}, "calibration: utterances is 0, but at least 1 is needed"),
+        ({"decoding__batch_size": 0}, "decoding: batch_size is 0, but at least 1 is needed"),
+        ({"decoding__max_new_tokens": -1}, "decoding: max_new_tokens is -1, but at least 1 is needed"),
+        ({"decoding__beams": 5}, "decoding: unknown key 'beams' (known: DECODING)"),
+        ({"latency__utterances": 0}, "latency: utterances is 0, but at least 1 is needed"),
+        ({"latency__threads": 0}, "latency: threads is 0, but at least 1 is needed"),
+        ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be transcribe or translate"),
+        ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 1000 is needed"),
+        (
+            {"scoring__normalizer": "german"},
+            "scoring: normalizer is 'german', but it must be english or basic or none",
+        ),
+    ],
+)
+def test_the_first_mistake_is_one_sentence(changes: dict[str, Any], sentence: str, tmp_project: Project) -> None:
+    tmp_project.set(**changes)
+    with pytest.raises(UserError) as error:
+        params.read()
+    keys = (
+        "activations, backend, bits, calibration, corpora, corpus, decoding, device, double_quant, exclude, format, "
+        "granularity, group_size, include, latency, model, models, scoring, symmetric, variants"
+    )
+    decoding = "batch_size, language, max_new_tokens, seed, suppress_non_speech, task"
+    assert str(error.value) == sentence.replace("KEYS", keys).replace("DECODING", decoding)
+
+
+@pytest.mark.parametrize("key", ["model", "corpus", "device", "backend", "variants", "decoding", "scoring"])
+def test_a_missing_key_is_one_sentence(key: str, tmp_project: Project) -> None:
+    file = tmp_project.root / "params.yaml"
+    raw = YAML(typ="safe").load(file.read_text())
+    del raw[key]
+    YAML(typ="safe").dump(raw, file)
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == f"params.yaml: the key {key!r} is missing"
+
+
+def test_an_unknown_variant_is_one_sentence(tmp_project: Project) -> None:
+    tmp_project.set(variants={"fp32": {"backend": "none"}, "hqq-int4": {"backend": "hqq"}})
+    with pytest.raises(UserError) as error:
+        params.read().variant("hqq-int")
+    assert str(error.value) == "unknown variant 'hqq-int' (did you mean 'hqq-int4'?)"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "params.yaml holds no keys; restore it with 'git checkout params.yaml'"),
+        ("- a list\n", "params.yaml holds no keys; restore it with 'git checkout params.yaml'"),
+        ("model: [\ncorpus: x", "params.yaml, line 2 is not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        (None, "params.yaml is not here; run the pipeline from the project's top folder"),
+    ],
+)
+def test_a_file_that_is_none_is_one_sentence(
+    text: str | None, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("params.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == sentence
+
+
+def test_an_experiment_changes_one_line_of_the_file(tmp_path: Path) -> None:
+    """DVC rewrites the whole file: it must stand in the form that DVC writes, or each experiment is a diff of pages."""
+    from dvc.utils.hydra import apply_overrides
+
+    file = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    file.write_text(before, encoding="utf-8")
+    apply_overrides(file, ["bits=4"])
+    pairs = zip(before.splitlines(), file.read_text(encoding="utf-8").splitlines(), strict=True)
+    assert [(old, new) for old, new in pairs if old != new] == [("bits: 8", "bits: 4")]
+
+
+@pytest.mark.parametrize("name", ["candidate", "baseline"])
+def test_names_of_other_folders_are_taken(tmp_project: Project, name: str) -> None:
+    tmp_project.set(**{f"variants__{name}": {"backend": "hqq"}})
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == f"variants: the name {name!r} is taken; choose another"

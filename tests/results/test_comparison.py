@@ -1,0 +1,275 @@
+import csv
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.results import comparison, tables, wer
+
+
+def scores(*wrong: int, words: int = 10, speakers: int = 1) -> comparison.Json:
+    """Return the scores of a split `clean` whose utterances u0, u1, ... have this many substitutions each.
+
+    They are said by so many speakers in turn.
+    """
+    return {
+        "splits": {
+            "clean": {
+                "utterances": len(wrong),
+                "words": words * len(wrong),
+                "hits": words * len(wrong) - sum(wrong),
+                "substitutions": sum(wrong),
+                "deletions": 0,
+                "insertions": 0,
+                "looping": 0,
+                "looping_ids": [],
+                "measure": "wer",
+                "wer": 100 * sum(wrong) / (words * len(wrong)),
+                "wer_low": 1.0,
+                "wer_high": 30.0,
+            }
+        },
+        "utterances": [
+            {
+                "id": f"u{i}",
+                "split": "clean",
+                "speaker": f"s{i % speakers}",
+                "alignment": "S" * n + "=" * (words - n),
+                "hits": words - n,
+                "substitutions": n,
+                "deletions": 0,
+                "insertions": 0,
+                "reference": "a " * words,
+            }
+            for i, n in enumerate(wrong)
+        ],
+    }
+
+
+def timings(total: int, **variant: Any) -> comparison.Json:
+    """Return the timings of a checkpoint of `total` bytes."""
+    return {
+        "device": "cpu",
+        "rtfx": 12.3456,
+        "peak_gpu_mb": None,
+        "split_utterances": {"clean": 20, "silence": 3},
+        "versions": {"torch": "2.13.0"},
+        "checkpoint": {
+            "variant": variant,
+            "calibration": ["u8", "u9"],
+            "bytes": {"total": total, "scales": 7},
+            "bits_per_weight": 4.5,
+        },
+    }
+
+
+def word_errors(
+    wrong: dict[str, list[int]], words: list[int], speakers: Sequence[str | None], resamples: int = 2000
+) -> dict[str, comparison.Row]:
+    """Return the differences of WER."""
+    return comparison.differences("wer", wrong, 1, words, speakers, resamples, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdict"),
+    [
+        ([2] * 10, "worse"),
+        ([0] * 10, "better"),
+        ([1] * 10, "no significant difference"),
+        ([2, 0] * 5, "no significant difference"),
+        ([9] + [1] * 9, "no significant difference"),  # a single utterance tells nothing, however bad
+    ],
+)
+def test_verdicts(wrong: list[int], verdict: str) -> None:
+    result = word_errors({"fp32": [1] * 10, "other": wrong}, [10] * 10, [None] * 10)
+    assert result["fp32"]["verdict"] == "baseline"
+    assert result["other"]["verdict"] == verdict
+    assert result["other"]["wer_delta"] == pytest.approx(sum(wrong) - 10)
+
+
+def test_the_more_variants_the_stronger_must_the_evidence_be() -> None:
+    # 14 of 20 utterances get worse and 4 get better: p is about 0.015.
+    wrong, words, speakers = [2] * 14 + [0] * 4 + [1] * 2, [10] * 20, [None] * 20
+    few = word_errors({"fp32": [1] * 20, "a": wrong}, words, speakers)
+    many = word_errors({"fp32": [1] * 20, **{f"v{i}": wrong for i in range(18)}}, words, speakers)
+    assert few["a"]["verdict"] == "worse"
+    assert {row["p_value"] for name, row in many.items() if name != "fp32"} == {few["a"]["p_value"]}
+    assert {row["verdict"] for name, row in many.items()} == {"baseline", "no significant difference"}
+    assert many["v0"]["smallest_detectable"] > few["a"]["smallest_detectable"]
+
+
+def test_identical_transcripts_differ_by_exactly_nothing() -> None:
+    wrong, words, speakers = [0, 3, 1, 7, 0], [5, 9, 11, 8, 2], ["a", "b", "a", "c", "b"]
+    assert word_errors({"fp32": wrong, "same": wrong}, words, speakers)["same"] == {
+        "wer_delta": 0.0,
+        "wer_delta_low": 0.0,
+        "wer_delta_high": 0.0,
+        "wer_delta_low_utterance": 0.0,
+        "wer_delta_high_utterance": 0.0,
+        "wer_delta_low_speaker": 0.0,
+        "wer_delta_high_speaker": 0.0,
+        "p_value": 1.0,
+        "p_value_utterance": 1.0,
+        "p_value_speaker": 1.0,
+        "p_holm": 1.0,
+        "verdict": "no significant difference",
+        "smallest_detectable": 600 / 35,  # six words: 2 / 2^6 is below 0.05
+    }
+
+
+def test_ten_speakers_lead() -> None:
+    # Of ten speakers, one gets worse in all of his twenty utterances, the others stay as they were. By utterance that
+    # is clear, as 20 of 200 do; but they are one speaker of ten.
+    wrong, words = [1] * 20 + [0] * 180, [10] * 200
+    speakers = [f"s{n // 20}" for n in range(200)]
+    row = word_errors({"fp32": [0] * 200, "a": wrong}, words, speakers, 10_000)["a"]
+    assert row["wer_delta"] == 1.0
+    assert row["p_value_utterance"] < 0.0001
+    # The standard error over ten speakers is sqrt(0.1 x 0.9 / 10) x sqrt(10 / 9) x 10 points = 1; t is then 1, and
+    # Student's t with 9 degrees of freedom is beyond it in 34.3 % of all cases.
+    assert row["p_value"] == row["p_value_speaker"] == pytest.approx(0.343, abs=0.01)
+    assert (row["wer_delta_low"], row["wer_delta_high"]) == pytest.approx((-1.26, 3.26), abs=0.05)
+    assert (row["wer_delta_low"], row["wer_delta_high"]) == (
+        row["wer_delta_low_speaker"],
+        row["wer_delta_high_speaker"],
+    )
+    assert row["smallest_detectable"] == pytest.approx(2.262 + 0.883, rel=0.02)
+    assert row["verdict"] == "no significant difference"
+
+
+def test_nine_speakers_do_not_lead() -> None:
+    wrong, words, speakers = [1] * 20 + [0] * 160, [10] * 180, [f"s{n // 20}" for n in range(180)]
+    row = word_errors({"fp32": [0] * 180, "a": wrong}, words, speakers)["a"]
+    assert row["p_value"] == row["p_value_utterance"] < row["p_value_speaker"]
+    assert row["verdict"] == "worse"
+
+
+def silent(*inserted: int) -> comparison.Json:
+    """Return the scores of a split `silence`, of 6 s for each number of inserted words, as score writes them."""
+    lines = [
+        {
+            "id": f"hiss-{n}",
+            "split": "silence",
+            "speaker": "hiss",
+            "duration": 6.0,
+            "text": "",
+            "pred_text": "a " * words,
+        }
+        for n, words in enumerate(inserted)
+    ]
+    utterances = wer.score(lines, str)
+    splits = {"silence": wer.summarize(utterances, resamples=1000, seed=0)}
+    return {"splits": splits, "utterances": [dataclasses.asdict(utterance) for utterance in utterances]}
+
+
+def table(**scores: comparison.Json) -> dict[tuple[str, str], comparison.Row]:
+    """Return the rows of results.csv by variant and split."""
+    sizes = {name: timings(100, backend="hqq") for name in scores}
+    return {(row["variant"], row["split"]): row for row in comparison.rows(scores, sizes, resamples=1000, seed=0)}
+
+
+def test_where_nothing_is_said_inserted_words_per_minute_are_compared() -> None:
+    # A minute in ten utterances: two words of fp32, and one more in each utterance.
+    rows = table(fp32=silent(1, 1, *[0] * 8), a=silent(2, 2, *[1] * 8))
+    row = rows["a", "silence"]
+    assert (row["insertions_per_minute"], rows["fp32", "silence"]["insertions_per_minute"]) == (12.0, 2.0)
+    bounds = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
+    assert bounds == pytest.approx([10.0] * 3)
+    assert row["p_value"] == 2 / 2**10  # all ten utterances agree
+    assert row["verdict"] == "worse"
+    assert row["smallest_detectable"] == 6.0  # words in this minute: 2 / 2^6 is below 0.05
+    assert (row["mapsswe_z"], row["mapsswe_p"], row["wer"]) == (None, None, None)
+    assert [name for name in row if name.startswith("wer_delta")] == []
+
+
+def test_differences_of_insertions_have_the_interval_of_their_mean() -> None:
+    # Five of ten utterances of 6 s get a word: 10 a minute and 0, so 5 with a standard error of 1.6667; t is 2.2622.
+    row = table(fp32=silent(*[0] * 10), a=silent(*[1, 0] * 5))["a", "silence"]
+    bounds = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
+    assert bounds == pytest.approx([5.0, 5 - 3.770, 5 + 3.770], rel=0.1)
+    assert row["smallest_detectable"] == 6.0  # words: more than (2.2622 + 0.8834) * 1.6667 = 5.2
+
+
+@pytest.mark.parametrize("inserted", [[0, 0, 0], [0, 30, 2]])
+def test_the_same_words_written_in_silence_differ_by_exactly_nothing(inserted: list[int]) -> None:
+    row = table(fp32=silent(*inserted), same=silent(*inserted))["same", "silence"]
+    deltas = [row[f"insertions_per_minute_delta{end}"] for end in ("", "_low", "_high")]
+    assert deltas == [0.0, 0.0, 0.0]
+    assert (row["p_value"], row["p_holm"], row["verdict"]) == (1.0, 1.0, "no significant difference")
+    assert row["smallest_detectable"] == pytest.approx(6 * 60 / 18)  # six words
+
+
+def test_metrics_hold_the_measure_of_each_split() -> None:
+    def both(wrong: list[int], inserted: list[int]) -> comparison.Json:
+        spoken, silence = scores(*wrong), silent(*inserted)
+        utterances = spoken["utterances"] + silence["utterances"]
+        return {"splits": spoken["splits"] | silence["splits"], "utterances": utterances}
+
+    rows = table(fp32=both([1, 1], [0, 0]), a=both([2, 2], [0, 0])).values()
+    metrics = comparison.metrics(list(rows))["a"]
+    assert metrics["clean"] == {
+        "wer": 20.0,
+        "wer_low": 1.0,
+        "wer_high": 30.0,
+        "wer_delta": 10.0,
+        "wer_delta_low": 10.0,
+        "wer_delta_high": 10.0,
+    }
+    assert metrics["silence"] == {
+        "insertions_per_minute": 0.0,
+        "insertions_per_minute_low": 0.0,
+        "insertions_per_minute_high": 0.0,
+        "insertions_per_minute_delta": 0.0,
+        "insertions_per_minute_delta_low": 0.0,
+        "insertions_per_minute_delta_high": 0.0,
+    }
+    *_, clean, silence = csv.DictReader(tables.to_csv(list(rows)).splitlines())
+    assert (clean["insertions_per_minute_delta"], silence["wer_delta"], silence["wer"]) == ("", "", "")
+
+
+def test_many_loops_are_counted_rather_than_named() -> None:
+    names = [f"u{n}" for n in range(25)]
+    assert comparison.shortened(names[:3]) == "u0 u1 u2"
+    assert comparison.shortened(names).endswith(" u18 u19 and 5 more")
+    assert comparison.shortened([]) == ""
+
+
+def test_different_utterances_are_refused() -> None:
+    with pytest.raises(UserError) as raised:
+        comparison.check_same({"fp32": scores(1, 1), "a": scores(1, 1), "b": scores(1)})
+    assert str(raised.value) == (
+        "'fp32' and 'b' cannot be compared: the reference of 'u1' in split 'clean' is 'a a a a a a a a a a ' in one, "
+        "missing in the other; run 'python -m pipeline.transcribe' and 'python -m pipeline.score' again for both"
+    )
+
+
+def test_different_references_are_refused() -> None:
+    with pytest.raises(
+        UserError, match="the reference of 'u0' in split 'clean' is 'a a ' in one, 'a a a ' in the other"
+    ):
+        comparison.check_same({"fp32": scores(1, words=2), "a": scores(1, words=3)})
+
+
+def test_sizes() -> None:
+    assert comparison.sizes(412_200_000, 966_900_000) == pytest.approx(
+        {"size_mb": 412.2, "size_reduction": 57.369, "size_reduction_fp16": 14.738}, abs=0.001
+    )
+
+
+def test_the_candidate_is_told_by_its_measure_and_its_change() -> None:
+    rows = [
+        {"variant": variant, "split": split, "size_mb": size, "measure": measure, measure: rate}
+        | {f"{measure}_delta{bound}": value for bound, value in zip(("", "_low", "_high"), change, strict=True)}
+        for variant, split, size, measure, rate, change in (
+            ("fp32", "clean", 151.06, "wer", 4.225, (0.0, 0.0, 0.0)),
+            ("candidate", "clean", 101.7, "wer", 1.408, (-2.817, -13.623, 7.989)),
+            ("candidate", "silence", 101.7, "insertions_per_minute", 0.5, (0.0, 0.0, 0.0)),
+        )
+    ]
+    assert comparison.candidate(rows) == {
+        "size_mb": 101.7,
+        "clean": {"wer": 1.408, "vs_fp32": "-2.82 [-13.62, +7.99]"},
+        "silence": {"insertions_per_minute": 0.5, "vs_fp32": "+0.00 [+0.00, +0.00]"},
+    }

@@ -1,0 +1,177 @@
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline.core import params
+from pipeline.core.errors import UserError
+from pipeline.results import findings, tables
+from pipeline.results.findings import Study
+from tests import made
+from tests.conftest import ROOT
+from tests.made import CLEAN, FP32, LINES, OWN, line, protocol
+
+
+def study(lines: list[dict[str, Any]]) -> Study:
+    return Study(params.read(ROOT), made.frame(*lines), pd.DataFrame(), pd.DataFrame(), {})
+
+
+def test_each_split_then_the_smallest_then_loops_then_the_fastest() -> None:
+    assert findings.findings(study(LINES)) == [
+        "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: none. Significantly better: `quanto-int8` "
+        "(-0.07). Not distinguishable from fp32: `hqq-int3`; the smallest difference that this speech would have shown "
+        "is 0.40 points.",
+        "test-other: fp32's WER is 8.00 % [7.00, 9.00]. Significantly worse: `hqq-int3` (+2.00). Significantly better: "
+        "none. Not distinguishable from fp32: `quanto-int8`; the smallest difference that this speech would have shown "
+        "is 0.50 points.",
+        "Shown to cost less than 1.0 points on this speech, by intervals that end below that on every split "
+        "(uncorrected, and no less than three words wide), smallest first: `quanto-int8` (412.2 MB).",
+        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, "
+        "which saves 57.4 %; but the intervals end at -0.02 on test-clean, +0.34 on test-other.",
+        "No such variant answers a single utterance faster than fp32's median of 800 ms.",
+        "Utterances that loop: `hqq-int3` in 3 of 120 on test-other.",
+    ]
+
+
+def test_findings_follow_the_results() -> None:
+    slow = [FP32, line("hqq-int3", 1.0, 0.5, 1.5, "worse", latency_p50_ms=900.0)]
+    assert findings.findings(study(slow)) == [
+        "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: `hqq-int3` (+1.00). Significantly better: "
+        "none.",
+        "Of no variant does this speech show that it costs less than 1.0 points on every split.",
+        "Every quantized variant has an interval wholly above zero on some split.",
+        "No such variant answers a single utterance faster than fp32's median of 800 ms.",
+        "Utterances that loop: none, with any variant.",
+    ]
+
+
+def test_the_fastest_may_be_one_without_a_loss() -> None:
+    """A variant may be fast because it says too little: one whose interval is above zero is not asked."""
+    fast = [line("a", 0.1, -0.2, 0.4, latency_p50_ms=400.0), line("b", 60.0, 5.0, 115.0, latency_p50_ms=100.0)]
+    assert findings.findings(study([FP32, *fast]))[-2] == (
+        "The fastest such variant with single utterances is `a`: its median is 400 ms, 0.50 of fp32's 800 ms."
+    )
+
+
+def test_few_words_show_nothing_even_where_none_differs() -> None:
+    """Three words of 71 are 4.2 points, and might differ although five utterances agree."""
+    found = findings.findings(study([FP32, line("a", 0.0, 0.0, 0.0, words=71), line("b", 0.0, 0.0, 0.0, words=301)]))
+    assert found[1].endswith("smallest first: `b` (966.9 MB).")
+
+
+def test_smallest_is_not_what_chance_cannot_tell_apart() -> None:
+    """Holm's verdict on few utterances may be "no significant difference" of a variant that is useless."""
+    useless = line("quanto-int2", 3123.0, 1060.0, 5185.0, size_mb=90.0)
+    wide = line("quanto-int4", 7.0, -9.8, 23.9, size_mb=94.3, size_reduction=37.6)
+    found = findings.findings(study([FP32, useless, wide]))
+    assert found[1] == "Of no variant does this speech show that it costs less than 1.0 points on every split."
+    assert found[2] == (
+        "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int4`, 94.3 MB, "
+        "which saves 37.6 %; but the intervals end at +23.90 on test-clean."
+    )
+
+
+def test_the_smallest_difference_depends_on_the_variant() -> None:
+    alike = [line("a", 0.1, -0.2, 0.4), FP32, line("b", 9.0, -2.0, 20.0, smallest_detectable=12.5)]
+    assert findings.findings(study(alike))[0].endswith(
+        "Not distinguishable from fp32: `a`, `b`; the smallest difference that this speech would have shown is 0.40 to "
+        "12.50 points, by variant."
+    )
+
+
+def test_where_nothing_is_said_words_a_minute_are_counted() -> None:
+    silent: dict[str, Any] = {
+        "split": "silence",
+        "measure": "insertions_per_minute",
+        "words": 0,
+        "wer_without_loops": None,
+    }
+    base = FP32 | silent | {"rate": 0.5, "rate_low": 0.1, "rate_high": 2.5}
+    assert findings.findings(study([base, line("a", 0.1, -0.2, 0.4, **silent)]))[0] == (
+        "silence: fp32's insertion rate is 0.50/min [0.10, 2.50]. Significantly worse: none. Significantly better: "
+        "none. Not distinguishable from fp32: `a`; the smallest difference that this speech would have shown is 0.40 "
+        "words a minute."
+    )
+
+
+def test_the_grid_is_counted_in_passes_of_fp32() -> None:
+    """500 + 600 + 400 s on both splits at once; a third variant of 1,500 s makes it 3,000 s in place of 2,000."""
+    assert findings.grid(study(LINES)) == (
+        "The grid, all 3 variants over all of the speech, took 1,500 s: 1.00 times what 3 passes of fp32 take."
+    )
+    assert findings.grid(study([*CLEAN, line("a", 0, 0, 0, transcribe_s=1500.0)])) == (
+        "The grid, all 4 variants over all of the speech, took 3,000 s: 1.50 times what 4 passes of fp32 take."
+    )
+
+
+def test_protocols_that_move_the_wer() -> None:
+    found = [
+        OWN,
+        protocol(0.4, -0.1, 0.9, max_new_tokens="224"),
+        protocol(-0.2, -0.3, -0.1, suppress_non_speech="False", max_new_tokens="224"),
+        protocol(3.0, 1.5, 4.5, normalizer="basic", looping=2, wer_without_loops=9.9),
+    ]
+    assert findings.protocols(made.protocols(*found)) == [
+        "test-other: 2 of 3 other protocols move the WER beyond chance; `normalizer basic` moves it most, by +3.00 "
+        "points [+1.50, +4.50].",
+        "The paper's fp32 baseline on test-other, 11.88 %, is 4.25 points above the model card's 7.63 %. With this "
+        "model and speech, so much could come from `normalizer basic`, and utterances that loop make 1.10 points at "
+        "most.",
+    ]
+    assert findings.protocols(made.protocols(*found[:2])) == [
+        "test-other: no other protocol moves the WER beyond chance (all intervals hold 0); `max_new_tokens 224` moves "
+        "it most, by +0.40 points.",
+        "The paper's fp32 baseline on test-other, 11.88 %, is 4.25 points above the model card's 7.63 %. With this "
+        "model and speech, no protocol's interval reaches so far, and utterances that loop make 0.00 points at most.",
+    ]
+    clean = [one | {"split": "test-clean"} for one in found]
+    assert [sentence[:11] for sentence in findings.protocols(made.protocols(*clean))] == ["test-clean:"]
+
+
+def test_protocols_without_words_or_others_say_nothing() -> None:
+    silent = OWN | {"wer": None, "wer_without_loops": None}
+    assert findings.protocols(made.protocols(silent, silent | {"max_new_tokens": "224"})) == []
+    assert findings.protocols(made.protocols(OWN)) == []
+
+
+def test_reads_what_a_folder_holds(tmp_path: Path) -> None:
+    folder = made.write(tmp_path / "base")
+    study = findings.read(folder)
+    pd.testing.assert_frame_equal(study.lines, made.frame(*LINES))
+    assert study.protocols.empty
+    assert study.engines.empty
+    assert study.versions == {"python": "3.11.7"} | made.PACKAGES
+    rows = [OWN, protocol(0.4, -0.1, 0.9)]
+    (folder / "protocol.csv").write_text(tables.to_csv(rows))
+    (folder / "engines.csv").write_text(made.ENGINES)
+    study = findings.read(folder)
+    pd.testing.assert_frame_equal(study.protocols, made.protocols(*rows))
+    assert findings.ways(next(study.protocols.itertuples())) == {
+        "suppress_non_speech": "true",
+        "max_new_tokens": "444",
+        "normalizer": "english",
+    }
+    assert [(engine.engine, engine.time_ratio, engine.model) for engine in study.engines.itertuples()] == [
+        ("whisper-ptq fp32", 1.0, ""),
+        ("ctranslate2 int8", 0.4545, ""),
+    ]
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        findings.read(tmp_path / "base")
+    assert str(error.value) == (
+        f"{tmp_path}/base is no study: environment.json is not there; 'make study NAME=base' makes one"
+    )
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = made.write(tmp_path / "base")
+    (folder / "engines.csv").write_text("engine,rtfx\nours,4.1\n")
+    with pytest.raises(UserError) as error:
+        findings.read(folder)
+    assert str(error.value) == (
+        f"{folder}/engines.csv is not what 'python -m benchmarks.engines --out reports/engines.csv' writes "
+        "('time_ratio'); run it again"
+    )

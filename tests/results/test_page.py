@@ -1,0 +1,268 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core import params
+from pipeline.results import claims, page, tables
+from tests import made
+from tests.conftest import ROOT
+from tests.made import FP32, LINES, OWN, line, protocol
+
+STUDIES = sorted(folder for folder in (ROOT / "studies").glob("*") if folder.is_dir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a study's folder with everything in it."""
+    folder = made.write(tmp_path / "small")
+    other = protocol(3.0, 1.5, 4.5, normalizer="basic", looping=2, wer_without_loops=9.9)
+    (folder / "protocol.csv").write_text(tables.to_csv([OWN, other]))
+    (folder / "engines.csv").write_text(made.ENGINES)
+    return folder
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return what stands under each head of a page, and under its title."""
+    title, *others = text.split("\n## ")
+    return {"": title} | {head: body.strip() for head, _, body in (part.partition("\n\n") for part in others)}
+
+
+def test_committed_studies_have_the_page_that_their_files_make() -> None:
+    """After a change of the page: python -m pipeline.study --page studies/<name>."""
+    differ = [folder.name for folder in STUDIES if (folder / "README.md").read_text() != page.text(folder, folder.name)]
+    assert differ == []
+
+
+def test_the_whole_page(folder: Path) -> None:
+    text = page.text(folder, "base")
+    assert list(sections(text)) == [
+        "",
+        "Findings",
+        "Accuracy",
+        "Size, time and memory",
+        "The paper's claims",
+        "The protocol",
+        "Speed",
+        "Limits",
+    ]
+    assert text.endswith("or a phone.\n")
+    assert "\n\n\n" not in text
+    assert [mark for mark in ("None", "nan", "[]", "{", "}") if mark in text] == []
+    assert page.text(folder, "base") == text
+
+
+def test_what_was_done(folder: Path) -> None:
+    assert sections(page.text(folder, "base"))[""] == (
+        "# Study base: Whisper small on subset\n"
+        "\n"
+        "- Model: Whisper `small`, from the hub (openai/whisper-small, revision "
+        "973afd24965f72e36ca33b3055d56a652f456b4d); fp32 and 2 quantized variants, each saved, loaded from disk again "
+        "and then measured.\n"
+        "- Speech: `subset`, a *subset* that lies in a folder.\n"
+        "- test-clean: 120 utterances of 20 speakers, 2,400 words, 15.0 minutes.\n"
+        "- test-other: 120 utterances of 20 speakers, 2,400 words, 15.0 minutes.\n"
+        "- Calibration of static variants: 5 utterances of split `dev-clean` of corpus `subset`.\n"
+        "- Decoding: greedy, without temperature fallback; language en, task transcribe, batch_size 16, "
+        "max_new_tokens 444, suppress_non_speech true, seed 0.\n"
+        "- Scoring: normalizer english, resamples 10000, seed 0. Intervals: bootstrap, 95 %, by speaker, paired if "
+        "against fp32. Verdicts stand after Holm's correction over all variants, intervals are not corrected.\n"
+        "- Machine: A processor, cpu, 2 threads.\n"
+        "- Software: python 3.11.7, torch 2.13.0+cpu, optimum-quanto 0.2.7, hqq 0.2.8, bitsandbytes 0.50.2.\n"
+        "\n"
+        "[environment.json](environment.json) has the commit, the date and every installed package, "
+        "[utterances.txt](utterances.txt) what\n"
+        "was transcribed and what calibrated, [results.csv](results.csv) everything measured, "
+        "[params.yaml](params.yaml)\n"
+        "and [catalog.yaml](catalog.yaml) every setting. Again:\n"
+        "\n"
+        "```sh\n"
+        "dvc exp run -S model=small -S corpus=subset -S calibration.corpus=subset -S calibration.split=dev-clean "
+        "-S calibration.utterances=5\n"
+        "make study NAME=base\n"
+        "```\n"
+    )
+
+
+def test_the_tables(folder: Path) -> None:
+    found = sections(page.text(folder, "base"))
+    assert found["Accuracy"] == (
+        "| variant | test-clean WER % [95 %] | vs fp32 [95 %] | test-other WER % [95 %] | vs fp32 [95 %] | "
+        "loops (WER % without) |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| fp32 | 3.50 [3.00, 4.10] |  | 8.00 [7.00, 9.00] |  |  |\n"
+        "| quanto-int8 | 3.43 [3.00, 4.10] | -0.07 [-0.12, -0.02] **better** | 8.02 [7.00, 9.00] | "
+        "+0.02 [-0.30, +0.34] n.s. |  |\n"
+        "| hqq-int3 | 3.80 [3.00, 4.10] | +0.30 [-0.10, +0.70] n.s. | 10.00 [7.00, 9.00] | "
+        "+2.00 [+1.10, +2.90] **worse** | 3 (9.00) |\n"
+        "\n"
+        "n.s.: no significant difference."
+    )
+    assert found["Size, time and memory"].split("\n\n")[0] == (
+        "| variant | MB | saved | of fp16 | bits/weight | p50 ms | p95 ms | RTFx | peak MB |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| fp32 | 966.9 | 0.0 % | -100.0 % | 32.00 | 800 | 1500 | 4.0 | 2500 |\n"
+        "| quanto-int8 | 412.2 | 57.4 % | 14.7 % | 8.04 | 900 | 1500 | 4.0 | 2500 |\n"
+        "| hqq-int3 | 278.3 | 71.2 % | 42.4 % | 4.20 | 600 | 1500 | 4.0 | 2500 |"
+    )
+    assert found["The protocol"].split("\n\n")[1] == (
+        "| split | suppress_non_speech | max_new_tokens | normalizer | S/D/I | WER % | vs the study's own [95 %] | "
+        "loops (WER % without) |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| test-other | true | 444 | english | 150/20/22 | 8.00 |  |  |\n"
+        "| test-other | true | 444 | basic | 150/20/22 | 11.00 | +3.00 [+1.50, +4.50] | 2 (9.90) |"
+    )
+    assert found["Speed"] == (
+        "The grid, all 3 variants over all of the speech, took 1,500 s: 1.00 times what 3 passes of fp32 take.\n"
+        "\n"
+        "| engine, fp32 unless it says otherwise | RTFx | time, ours is 1 | texts that differ from ours |\n"
+        "| --- | --- | --- | --- |\n"
+        "| whisper-ptq fp32 | 4.1 | 1.00 | 0 |\n"
+        "| ctranslate2 int8 | 9.0 | 0.45 | 3 |\n"
+        "\n"
+        "48 utterances, 310 s, in batches of 16; A processor, 2 threads;\n"
+        "medians of 3 rounds in which the engines took turns."
+    )
+
+
+def test_claims_stand_with_their_rules(folder: Path) -> None:
+    body = sections(page.text(folder, "base"))["The paper's claims"]
+    assert "| quanto int8 saves 57 % | `quanto-int8` 57.4 % (Whisper-small by arithmetic: 57.4 %) | holds |" in body
+    assert body.endswith(claims.RULES)
+
+
+def test_what_was_not_measured_is_told_with_its_command(tmp_path: Path) -> None:
+    found = sections(page.text(made.write(tmp_path / "base"), "base"))
+    assert found["The protocol"] == (
+        "Whether another protocol would move the baseline was not measured (`dvc repro score_protocols` does)."
+    )
+    assert found["Speed"].splitlines()[1] == (
+        "Other engines were not measured beside it (`python -m benchmarks.engines --out reports/engines.csv` does)."
+    )
+
+
+SILENT: dict[str, Any] = {
+    "split": "silence",
+    "measure": "insertions_per_minute",
+    "words": 0,
+    "utterances": 12,
+    "wer_without_loops": None,
+    "interval_unit": "utterance",
+}
+
+
+def test_speech_without_words(tmp_path: Path) -> None:
+    base = FP32 | SILENT | {"rate": 0.5, "rate_low": 0.1, "rate_high": 2.5}
+    lines = [base, line("hqq-int3", 9.5, 4.0, 15.0, "worse", **SILENT, rate=10.0, looping=7)]
+    folder = made.write(tmp_path / "silence", lines, corpus="silence")
+    silent = OWN | {"split": "silence", "wer": None, "wer_without_loops": None}
+    (folder / "protocol.csv").write_text(tables.to_csv([silent]))
+    text = page.text(folder, "silence")
+    found = sections(text)
+    assert "- Speech: `silence`, generated by this project.\n" in found[""]
+    assert (
+        "- silence: 12 recordings without speech, 15.0 minutes (fewer than 30 utterances: a rough guess).\n"
+        in found[""]
+    )
+    assert found["Accuracy"].splitlines()[0] == (
+        "| variant | silence I/min [95 %] | vs fp32 [95 %] | loops (WER % without) |"
+    )
+    assert found["Accuracy"].splitlines()[3].endswith("| 10.00 [3.00, 4.10] | +9.50 [+4.00, +15.00] **worse** | 7 |")
+    assert found["The paper's claims"] == (
+        "Left out: [arXiv 2511.08093](https://arxiv.org/abs/2511.08093) is about test-clean and test-other, which were "
+        "not transcribed here."
+    )
+    assert "| silence | true | 444 | english | 150/20/22 | 1.46 I/min |  |  |" in found["The protocol"]
+    assert "None" not in text
+
+
+def test_claims_of_no_variant_here_are_left_out(tmp_path: Path) -> None:
+    body = sections(page.text(made.write(tmp_path / "few", [FP32]), "few"))["The paper's claims"]
+    assert (
+        body
+        == "Left out: [arXiv 2511.08093](https://arxiv.org/abs/2511.08093) makes no claim about any of these variants."
+    )
+
+
+def test_a_gpu_several_machines_and_what_was_being_tried(tmp_path: Path) -> None:
+    lines = [
+        FP32 | {"device": "cuda", "machine": "A GPU", "peak_gpu_mb": 1200.4},
+        line("candidate", 0.1, -0.2, 0.4, latency_utterances=7),
+    ]
+    found = sections(page.text(made.write(tmp_path / "base", lines, exclude=[]), "base"))
+    assert "- Machine: A GPU, cuda, 2 threads; A processor, cpu, 2 threads.\n" in found[""]
+    assert "- `candidate` is what was being tried: bits 8, backend quanto, exclude [].\n" in found[""]
+    head, _, gpu, cpu = found["Size, time and memory"].splitlines()[:4]
+    assert head.endswith("| peak MB | peak GPU MB |")
+    assert gpu.endswith("| 2500 | 1200 |")
+    assert cpu.endswith("| 2500 |  |")
+    assert "(of 7 to 20, 2 threads," in found["Size, time and memory"]
+    assert "are of 2 machines, across which they do not compare." in found["Limits"]
+
+
+def test_jobs_that_shared_the_machine_are_told(tmp_path: Path) -> None:
+    lines = [line | {"jobs": 4} for line in LINES]
+    found = sections(page.text(made.write(tmp_path / "base", lines), "base"))
+    assert "- Machine: A processor, cpu, 2 threads, one of 4 jobs at once.\n" in found[""]
+    assert "are of one machine, which several jobs shared: each was slower than alone; a CPU" in found["Limits"]
+
+
+def test_whole_and_limited_corpora(tmp_path: Path) -> None:
+    whole = page.text(made.write(tmp_path / "whole", corpus="librispeech"), "whole")
+    assert "- Speech: `librispeech`, as OpenSLR publishes it.\n" in whole
+    assert "240 utterances, all of the chosen splits; by speaker," in whole
+    limited = page.text(made.write(tmp_path / "few", corpus="librispeech", corpora__librispeech__limit=60), "few")
+    assert "- Speech: `librispeech`, as OpenSLR publishes it; a *subset* of 60 utterances of each split.\n" in limited
+    assert "240 utterances, a *subset*; by speaker," in limited
+    assert "-S corpus=librispeech -S catalog.yaml:corpora.librispeech.limit=60 -S" in limited
+
+
+def test_options_are_what_is_not_the_default(tmp_path: Path) -> None:
+    changed: dict[str, Any] = {
+        "device": "cuda:1",
+        "decoding__batch_size": 4,
+        "decoding__suppress_non_speech": False,
+        "scoring__seed": 7,
+    }
+    folder = made.write(tmp_path / "base", **changed)
+    assert page.options(params.read(folder)) == {
+        "model": "small",
+        "corpus": "subset",
+        "device": "cuda:1",
+        "calibration.corpus": "subset",
+        "calibration.split": "dev-clean",
+        "calibration.utterances": "5",
+        "decoding.batch_size": "4",
+        "decoding.suppress_non_speech": "false",
+        "scoring.seed": "7",
+    }
+
+
+def test_headline_is_compact_and_leaves_the_candidate_out(tmp_path: Path) -> None:
+    lines = [one for one in LINES if one["variant"] != "hqq-int3"]
+    lines += [one | {"variant": "candidate"} for one in lines if one["variant"] == "quanto-int8"]
+    assert page.headline(made.write(tmp_path / "base", lines)) == (
+        "| variant | MB | saved | test-clean WER % | vs fp32 [95 %] | test-other WER % | vs fp32 [95 %] | "
+        "p50 ms (of fp32's) |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| fp32 | 966.9 | 0.0 % | 3.50 |  | 8.00 |  | 800 (1.00) |\n"
+        "| quanto-int8 | 412.2 | 57.4 % | 3.43 | -0.07 [-0.12, -0.02] **better** | 8.02 | +0.02 [-0.30, +0.34] n.s. | "
+        "900 (1.12) |\n"
+        "\n"
+        "| the paper's claim | here | verdict |\n"
+        "| --- | --- | --- |\n"
+        "| quanto int8 is better than fp32 (3.41 against 3.48 %) on test-clean | `quanto-int8` -0.07 [-0.12, -0.02] | "
+        "holds |\n"
+        "| quanto int8 is better than fp32 on test-other | `quanto-int8` +0.02 [-0.30, +0.34], would show 0.50 | "
+        "cannot be told |\n"
+        "| quanto int8 saves 57 % | `quanto-int8` 57.4 % (Whisper-small by arithmetic: 57.4 %) | holds |"
+    )
+
+
+def test_headline_of_speech_that_the_paper_is_not_about(tmp_path: Path) -> None:
+    folder = made.write(tmp_path / "sample", [FP32 | {"split": "librivox"}])
+    assert page.headline(folder) == (
+        "| variant | MB | saved | librivox WER % | vs fp32 [95 %] | p50 ms (of fp32's) |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| fp32 | 966.9 | 0.0 % | 3.50 |  | 800 (1.00) |"
+    )

@@ -1,0 +1,205 @@
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import backends
+from pipeline.core import files
+from pipeline.core.errors import UserError
+from pipeline.core.params import Variant
+from pipeline.whisper import checkpoint, weights
+
+NONE = Variant("none", 32, "float")
+
+
+@pytest.fixture
+def saved(baseline: Path, tmp_path: Path) -> Path:
+    """Return the folder of a checkpoint, just saved."""
+    folder = tmp_path / "models" / "fp32"
+    checkpoint.save(weights.load(baseline), NONE, {}, [], baseline, folder)
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        checkpoint.verify(folder)
+    return str(error.value)
+
+
+def test_a_checkpoint_is_the_baselines_files_weights_and_a_manifest(baseline: Path, saved: Path) -> None:
+    names = ["config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
+    assert sorted(file.name for file in saved.iterdir()) == ["checkpoint.json", *names]
+    manifest = json.loads((saved / "checkpoint.json").read_text())
+    size = (saved / "model.safetensors").stat().st_size
+    assert manifest == checkpoint.verify(saved)
+    assert manifest == {
+        "variant": {
+            "backend": "none",
+            "bits": 32,
+            "format": "float",
+            "activations": "none",
+            "granularity": None,
+            "group_size": None,
+            "symmetric": None,
+            "double_quant": False,
+            "include": ["*"],
+            "exclude": ["proj_out"],
+        },
+        "calibration": [],
+        "layers": [],
+        "bytes": {"total": size, "quantized": 0, "scales": 0, "unquantized": size},
+        "bits_per_weight": 32.0,
+        "files": {
+            name: files.sha256(baseline / name) for name in names
+        },  # unquantized, so the weights are the same too
+    }
+
+
+def test_saving_twice_writes_the_same_bytes(baseline: Path, saved: Path) -> None:
+    first = {file.name: file.read_bytes() for file in saved.iterdir()}
+    checkpoint.save(weights.load(baseline), NONE, {}, [], baseline, saved)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == first
+
+
+def test_a_file_cut_short(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert refusal(saved) == (
+        f"{saved}/model.safetensors is not the file that was saved: it is cut short or edited; "
+        f"run 'dvc repro' to restore it"
+    )
+
+
+def test_an_edited_file(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert refusal(saved).startswith(f"{saved}/model.safetensors is not the file that was saved: ")
+    (saved / "config.json").write_text("{}")
+    assert refusal(saved).startswith(f"{saved}/config.json is not the file that was saved: ")
+
+
+def test_a_missing_file(saved: Path) -> None:
+    (saved / "tokenizer.json").unlink()
+    assert refusal(saved) == f"{saved} lacks tokenizer.json; run 'dvc repro' to restore it"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "{}", '{"files"'])
+def test_no_manifest(saved: Path, text: str | None) -> None:
+    (saved / "checkpoint.json").unlink()
+    if text is not None:
+        (saved / "checkpoint.json").write_text(text)
+    assert refusal(saved) == (
+        f"{saved} has no readable checkpoint.json, so it is no checkpoint of this project; "
+        f"run 'dvc repro' to restore it"
+    )
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none").startswith(f"{tmp_path}/none has no readable checkpoint.json, ")
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
+    baseline: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+
+    def fail(model: Any, variant: Variant, folder: Path) -> None:  # noqa: ARG001 (a backend's signature)
+        (folder / "model.safetensors").write_bytes(b"half of")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(backends.get("none"), "save", fail)
+    for folder in (saved, saved.with_name("new")):
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(weights.load(baseline), NONE, {}, [], baseline, folder)
+    assert [file.name for file in saved.parent.iterdir()] == ["fp32"]
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+    checkpoint.verify(saved)
+
+
+def write(file: Path, tensors: dict[str, torch.Tensor]) -> int:
+    """Write a safetensors file; return how many bytes its header takes."""
+    save_file(tensors, file, {"format": "pt"})
+    (length,) = struct.unpack("<Q", file.read_bytes()[:8])
+    return 8 + int(length)
+
+
+NAMES: dict[str, tuple[dict[str, torch.Tensor], int, int]] = {
+    # library: a layer of 4 x 16 weights as it names it; bytes of the weights, bytes of what is needed to read them
+    "torch": (
+        {
+            "weight": torch.zeros(4, 16, dtype=torch.int8),
+            "weight_scale": torch.zeros(4, dtype=torch.float64),
+            "weight_zero_point": torch.zeros(4, dtype=torch.int64),
+        },
+        64,
+        64,
+    ),
+    "quanto 8 bits": (
+        {"weight._data": torch.zeros(4, 16, dtype=torch.int8), "weight._scale": torch.zeros(4, 1)},
+        64,
+        16,
+    ),
+    "quanto 4 bits": (
+        {
+            "weight._data._data": torch.zeros(2, 16, dtype=torch.uint8),
+            "weight._scale": torch.zeros(4, 1),
+            "weight._shift": torch.zeros(4, 1),
+            "input_scale": torch.zeros(()),
+        },
+        32,
+        36,
+    ),
+    "hqq": (
+        {
+            "W_q": torch.zeros(2, 16, dtype=torch.uint8),
+            "scale": torch.zeros(4, 1),
+            "zero": torch.zeros(4, 1),
+            "nbits": torch.zeros((), dtype=torch.int32),
+        },
+        32,
+        36,
+    ),
+    "bnb": (
+        {
+            "weight": torch.zeros(32, 1, dtype=torch.uint8),
+            "weight.absmax": torch.zeros(1),
+            "weight.quant_map": torch.zeros(16),
+        },
+        32,
+        68,
+    ),
+}
+
+
+@pytest.mark.parametrize("library", NAMES)
+def test_measure(library: str, tmp_path: Path) -> None:
+    own, quantized, scales = NAMES[library]
+    rest = {"a.fc1.bias": torch.zeros(4), "a.fc10.weight": torch.zeros(4, 16), "norm.weight": torch.zeros(16)}
+    header = write(tmp_path / "model.safetensors", {f"a.fc1.{name}": tensor for name, tensor in own.items()} | rest)
+    unquantized = header + 4 * (4 + 64 + 16)
+    assert checkpoint.measure(tmp_path / "model.safetensors", {"a.fc1": 64}) == {
+        "layers": ["a.fc1"],
+        "bytes": {
+            "total": quantized + scales + unquantized,
+            "quantized": quantized,
+            "scales": scales,
+            "unquantized": unquantized,
+        },
+        "bits_per_weight": (quantized + scales) * 8 / 64,
+    }
+
+
+def test_measure_without_quantization(tmp_path: Path) -> None:
+    header = write(tmp_path / "model.safetensors", {"a.fc1.weight": torch.zeros(4, 16)})
+    assert checkpoint.measure(tmp_path / "model.safetensors", {}) == {
+        "layers": [],
+        "bytes": {"total": header + 256, "quantized": 0, "scales": 0, "unquantized": header + 256},
+        "bits_per_weight": 32.0,
+    }
+    assert checkpoint.tensor_bytes(tmp_path / "model.safetensors") == {"a.fc1.weight": 256}
