@@ -48,8 +48,8 @@ def _committed(path: str) -> str:
     return subprocess.run(["git", "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout  # noqa: S607  # git is wherever the PATH says
 
 
-def _machine(table: str) -> set[str]:
-    return {row["machine"] for row in csv.DictReader(table.splitlines())}
+def _machine(table: str) -> set[tuple[str, str]]:
+    return {(row["machine"], row.get("instructions", "")) for row in csv.DictReader(table.splitlines())}
 
 
 def _pairs(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:

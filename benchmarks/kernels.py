@@ -19,7 +19,7 @@ from benchmarks.full_study import median
 from pipeline import backends
 from pipeline.core import params
 from pipeline.core.params import BASELINE
-from pipeline.whisper import checkpoint
+from pipeline.core import manifest
 from pipeline.whisper.network import Whisper
 
 POSITIONS = 64
@@ -29,7 +29,7 @@ POSITIONS = 64
 def load(name: str) -> Whisper:
     """Load a variant's checkpoint on the CPU."""
     folder = Path("models") / name
-    return backends.get(checkpoint.verify(folder)["variant"]["backend"]).load(folder, "cpu")
+    return backends.get(manifest.verify(folder)["variant"]["backend"]).load(folder, "cpu")
 
 
 @torch.no_grad()

@@ -38,12 +38,9 @@ def select(speakers: Mapping[str, str], limit: int | None, seed: int) -> list[st
     def shuffled(names: Iterable[str]) -> list[str]:
         return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
 
-    rows = [
-        shuffled(utterance for utterance, of in speakers.items() if of == speaker)
-        for speaker in shuffled(set(speakers.values()))
-    ]
-    rounds = (utterance for utterance in chain.from_iterable(zip_longest(*rows)) if utterance is not None)
-    return sorted(list(rounds)[:limit])
+    of = {speaker: [each for each, by in speakers.items() if by == speaker] for speaker in {*speakers.values()}}
+    rounds = chain.from_iterable(zip_longest(*(shuffled(of[speaker]) for speaker in shuffled(of))))
+    return sorted([utterance for utterance in rounds if utterance is not None][:limit])
 
 
 @dataclass(frozen=True)

@@ -67,25 +67,26 @@ SIZES: dict[str, Any] = {
 
 
 class Project:
-    """A folder with a copy of params.yaml; `set` edits it as `dvc exp run -S` does."""
+    """A folder with copies of params.yaml and catalog.yaml; `set` edits them as `dvc exp run -S` does."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+        for name in (params.FILE, params.CATALOG):
+            (root / name).write_bytes((ROOT / name).read_bytes())
 
     def set(self, **changes: Any) -> None:
         """Set top-level keys, or with a double underscore for a dot nested ones: `calibration__split="cards"`."""
-        file = self.root / "params.yaml"
-        raw = YAML(typ="safe").load(file.read_text())
         for key, value in changes.items():
             *parents, last = key.split("__")
+            file = self.root / (params.CATALOG if (*parents, last)[0] in ("models", "corpora") else params.FILE)
+            raw = YAML(typ="safe").load(file.read_text())
             functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, raw)[last] = value
-        YAML(typ="safe").dump(raw, file)
+            YAML(typ="safe").dump(raw, file)
 
 
 @pytest.fixture
 def tmp_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Work in an empty project: only params.yaml is there."""
+    """Work in an empty project: only params.yaml and catalog.yaml are there."""
     monkeypatch.chdir(tmp_path)
     return Project(tmp_path)
 
@@ -119,7 +120,7 @@ def packages(pytestconfig: pytest.Config) -> Packages:
 
 
 def _baseline(name: str, packages: Packages, folder: Path) -> Path:
-    wheels = packages(name, params.read(ROOT / "params.yaml").models[name].files)
+    wheels = packages(name, params.read(ROOT).models[name].files)
     fetch.convert(name, fetch.contents(name, wheels), folder / "baseline")
     return folder / "baseline"
 
@@ -332,7 +333,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> list[corpus.Utterance]:
     """Return the five utterances of real speech that the default study scores."""
     folder = tmp_path_factory.mktemp("sample")
-    (sdist,) = packages("sample", params.read(ROOT / "params.yaml").corpora["sample"].files)
+    (sdist,) = packages("sample", params.read(ROOT).corpora["sample"].files)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Project(folder).set(corpus="sample", calibration__utterances=1)

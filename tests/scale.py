@@ -259,7 +259,7 @@ def forget(made: Study, name: str) -> None:
     YAML(typ="safe").dump(content, lock)
     for path in (*(out["path"] for out in entry["outs"]), ".dvc/cache/runs"):
         files.remove(made.root / path)
-        files.remove(files.pieces(made.root / path))
+        files.remove((made.root / path).with_name(f".{Path(path).name}.pieces"))
 
 
 def state(made: Study) -> dict[str, str]:
@@ -325,7 +325,7 @@ def survives(
     made.did("dvc", "repro", STAGES[-1])
     now = state(made)
     assert now == whole, sorted(path for path in now.keys() | whole.keys() if now.get(path) != whole.get(path))
-    assert [left for left in made.left() if not files.finished(left).exists()] == []  # `compare` would remove these
+    assert [left for left in made.left() if not (left / "finished").exists()] == []  # `compare` would remove these
     return f"{name}: killed by {victim.__name__} after {after:.1f} s, and survived"
 
 

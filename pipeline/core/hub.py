@@ -80,24 +80,17 @@ def _explained(where: str, kind: str, repo: str, revision: str, file: str) -> It
     what = f"{where}: {file} of {repo}"
     try:
         yield
-    except UserError:
-        raise
-    except errors.GatedRepoError:
-        raise UserError(f"{where}: {repo} asks for a login; accept its terms and set HF_TOKEN") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"{where}: the hub has no {kind} {repo!r} (or it is private: set HF_TOKEN)") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{where}: {repo} has no revision {revision!r}") from None
-    except errors.LocalEntryNotFoundError:
-        raise UserError(f"{what} cannot be downloaded: the hub is not reachable; {ADVICE}") from None
-    except errors.EntryNotFoundError:
-        raise UserError(f"{what} does not exist at revision {revision!r}; correct its files in catalog.yaml") from None
-    except errors.HFValidationError as error:
-        raise UserError(f"{where}: {repo!r} is not a repository's name ({error})") from None
     except Exception as error:  # of many kinds: the library passes on those of what it is built on
-        if is_disk_full(error):
+        if isinstance(error, UserError) or is_disk_full(error):
             raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise UserError(
-            f"{what} cannot be downloaded: {type(error).__name__}: {reason}; run it again; {ADVICE}"
-        ) from error
+        sentences = {  # the first that fits
+            errors.GatedRepoError: f"{where}: {repo} asks for a login; accept its terms and set HF_TOKEN",
+            errors.RepositoryNotFoundError: f"{where}: the hub has no {kind} {repo!r} (or it is private: set HF_TOKEN)",
+            errors.RevisionNotFoundError: f"{where}: {repo} has no revision {revision!r}",
+            errors.LocalEntryNotFoundError: f"{what} cannot be downloaded: the hub is not reachable; {ADVICE}",
+            errors.EntryNotFoundError: f"{what} is not in revision {revision!r}; correct its files in catalog.yaml",
+            errors.HFValidationError: f"{where}: {repo!r} is not a repository's name ({error})",
+            Exception: f"{what} cannot be downloaded: {type(error).__name__}: {reason}; run it again; {ADVICE}",
+        }
+        raise UserError(next(text for each, text in sentences.items() if isinstance(error, each))) from error

@@ -33,7 +33,7 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
     place, owner = _place(path, settings), _place(path[:-1], settings) if path[1:] else file
     if kind == "value_error":
         return f"{place}: {context['error']}"
-    if path == ["device"]:
+    if path == ["device"] and kind != "missing":
         return f"device is {given!r}, but it must be auto, cpu, cuda or cuda:N"
     if kind == "string_pattern_mismatch" or error["loc"][-1] == "[key]":
         quotes = "" if isinstance(given, str) else "; write it in quotes"

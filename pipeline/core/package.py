@@ -26,9 +26,7 @@ def download(where: str, wanted: "Files", folder: Path) -> list[Path]:
     paths = []
     for file, digest in wanted.items():
         if not digest:
-            raise UserError(
-                f"{where}: the SHA-256 of {file} is missing; a package is used only when it can be verified"
-            )
+            raise UserError(f"{where}: the SHA-256 of {file} is missing; only what can be verified is used")
         target = folder / file
         project = _project(where, file)  # also refuses a name that would leave the folder
         if not http.kept(target, digest):
@@ -45,10 +43,8 @@ def _project(where: str, file: str) -> str:
             raise InvalidSdistFilename
         return parse_wheel_filename(file)[0] if file.endswith(".whl") else parse_sdist_filename(file)[0]
     except (InvalidSdistFilename, InvalidWheelFilename):
-        raise UserError(
-            f"{where}: {file!r} is not the name of a package's file; "
-            "it looks like 'name-1.0.tar.gz' or 'name-1.0-py3-none-any.whl'"
-        ) from None
+        like = "it looks like 'name-1.0.tar.gz' or 'name-1.0-py3-none-any.whl'"
+        raise UserError(f"{where}: {file!r} is not the name of a package's file; {like}") from None
 
 
 def _address(where: str, project: str, file: str) -> str:
@@ -70,10 +66,8 @@ def _address(where: str, project: str, file: str) -> str:
             status = error.response.status_code if error.response is not None else "an error"
             raise UserError(f"{where}: the package index {shown} answers {status}") from None
         except requests.RequestException:
-            raise UserError(
-                f"{where}: the package index {shown} cannot be reached; check the network, "
-                "or set the index with PIP_INDEX_URL"
-            ) from None
+            way_out = "check the network, or set the index with PIP_INDEX_URL"
+            raise UserError(f"{where}: the package index {shown} cannot be reached; {way_out}") from None
     found = [package.url for package in packages if package.filename == file]
     if not found:
         raise UserError(f"{where}: the package index {shown} has no file {file!r} of project {project!r}")
@@ -89,9 +83,8 @@ def _with_credentials(url: str, index: str) -> str:
 
 def _pip_setting(key: str) -> str:
     """Return what the environment or pip's configuration says about `key`, or nothing."""
-    from_environment = os.environ.get(f"PIP_{key.replace('-', '_').upper()}")
-    if from_environment:
-        return from_environment
+    if told := os.environ.get(f"PIP_{key.replace('-', '_').upper()}"):
+        return told
     # Not `pip config get`: it overlooks the file that PIP_CONFIG_FILE names.
     command = [sys.executable, "-m", "pip", "config", "list"]
     settings = subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.core import files
+from pipeline.core.errors import UserError
 
 HEARD = Path("data/calibration.safetensors")
 _KINDS = ("features", "tokens")
@@ -28,9 +29,12 @@ def write(ids: Sequence[str], heard: Sequence[Heard], path: Path = HEARD) -> Non
 
 
 def ids(path: Path = HEARD) -> list[str]:
-    """Return the ids of the utterances."""
-    with safe_open(path, "pt") as file:
-        return list(json.loads(file.metadata()["ids"]))
+    """Return the ids of the utterances; raise UserError where there is no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(json.loads(file.metadata()["ids"]))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; run 'python -m pipeline.calibrate' first") from None
 
 
 def read(path: Path = HEARD) -> Iterator[Heard]:

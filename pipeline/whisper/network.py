@@ -8,7 +8,7 @@ Architecture: Radford et al. 2022, "Robust Speech Recognition via Large-Scale We
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +42,14 @@ class Config:
             raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{folder} holds no checkpoint: config.json is missing") from None
-        missing = [key for key in cls.__dataclass_fields__ if key not in raw]
-        if missing:
-            raise UserError(f"{folder}/config.json lacks {missing[0]!r}: this is not a Whisper checkpoint")
+        return cls.of(str(folder), raw)
+
+    @classmethod
+    def of(cls, where: str, raw: Mapping[str, int]) -> "Config":
+        """Take the dimensions out of what config.json holds; raise UserError when one is missing."""
+        for key in cls.__dataclass_fields__:
+            if key not in raw:
+                raise UserError(f"{where}: config.json has no key {key!r}, so it is not Whisper's")
         return cls(**{key: raw[key] for key in cls.__dataclass_fields__})
 
 

@@ -1,19 +1,20 @@
 """What the tests of all backends share: the toy Whisper, quantized and saved as `quantize` does."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pipeline import backends
+from pipeline import backends, quantize
 from pipeline.core import params
 from pipeline.core.params import Variant
 from pipeline.whisper import checkpoint, network, weights
 from tests import toy
 from tests.conftest import ROOT
 
-VARIANTS = params.read(ROOT / "params.yaml").variants
+VARIANTS = params.read(ROOT).variants
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Varian
     backend = backends.get(variant.backend)
     variant = backend.supports(variant)
     model = weights.load(baseline)
-    chosen = backends.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
+    chosen = quantize.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
     layers = {}
     for name in chosen:
         linear = model.get_submodule(name)
@@ -53,4 +54,5 @@ def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Varian
 def saved(baseline: Path, variant: Variant, folder: Path) -> Saved:
     """Quantize the baseline and save it."""
     model, variant, layers = quantized(baseline, variant)
-    return Saved(folder, checkpoint.save(model, variant, layers, [], baseline, folder), model)
+    write = functools.partial(backends.get(variant.backend).save, model, variant)
+    return Saved(folder, checkpoint.save(write, variant, layers, [], baseline, folder), model)

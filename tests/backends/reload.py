@@ -9,13 +9,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from pipeline import backends
-from pipeline.whisper import checkpoint
+from pipeline.core import manifest
 from tests import toy
 
 if __name__ == "__main__":
     target, *folders = map(Path, sys.argv[1:])
     logits = {}
     for folder in folders:
-        backend = checkpoint.verify(folder)["variant"]["backend"]
+        backend = manifest.verify(folder)["variant"]["backend"]
         logits[folder.name] = toy.logits(backends.get(backend).load(folder, "cpu"))
     save_file(logits, target)

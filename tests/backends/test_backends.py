@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import backends
+from pipeline import backends, quantize
 from pipeline.core import params
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
@@ -112,7 +112,7 @@ def elsewhere(saved: dict[str, common.Saved], tmp_path_factory: pytest.TempPathF
 
 
 def test_layer_names(baseline: Path) -> None:
-    assert backends.select(weights.load(baseline), ["*"], []) == [*ENCODER, *DECODER, "proj_out"]
+    assert quantize.select(weights.load(baseline), ["*"], []) == [*ENCODER, *DECODER, "proj_out"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -198,9 +198,9 @@ def test_groups_that_do_not_fill_a_row(backend: str, kind: str, baseline: Path) 
 
 def test_select_takes_what_include_names_less_what_exclude_names(baseline: Path) -> None:
     model = weights.load(baseline)
-    assert backends.select(model, ["model.decoder.*"], []) == DECODER
-    assert backends.select(model, ["*"], ["model.decoder.*", "proj_out"]) == ENCODER
-    assert backends.select(model, ["proj_out", "*.0.fc[12]"], ["*.fc1"]) == [ENCODER[5], DECODER[5], "proj_out"]
+    assert quantize.select(model, ["model.decoder.*"], []) == DECODER
+    assert quantize.select(model, ["*"], ["model.decoder.*", "proj_out"]) == ENCODER
+    assert quantize.select(model, ["proj_out", "*.0.fc[12]"], ["*.fc1"]) == [ENCODER[5], DECODER[5], "proj_out"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_select_takes_what_include_names_less_what_exclude_names(baseline: Path)
 )
 def test_patterns_that_match_nothing(include: list[str], exclude: list[str], sentence: str, baseline: Path) -> None:
     with pytest.raises(UserError) as error:
-        backends.select(weights.load(baseline), include, exclude)
+        quantize.select(weights.load(baseline), include, exclude)
     assert str(error.value) == sentence
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import backends
+from pipeline import backends, quantize
 from pipeline.whisper import checkpoint, network
 from tests.backends.common import VARIANTS, calibrate
 
@@ -57,7 +57,7 @@ def small() -> network.Whisper:
 def test_whisper_small(name: str, megabytes: float, layers: int, bits: float) -> None:
     variant = VARIANTS[name]
     model = small()
-    chosen = backends.select(model, variant.include, variant.exclude) if layers else []
+    chosen = quantize.select(model, variant.include, variant.exclude) if layers else []
     weights = {layer: HEAD if layer == "proj_out" else LINEAR // 192 for layer in chosen}  # on average
     backend = backends.get(variant.backend)
     variant = backend.supports(variant)

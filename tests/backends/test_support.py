@@ -24,7 +24,7 @@ TABLE = """\
 
 def run(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.support", *arguments],
+        [sys.executable, "-m", "pipeline.backends", *arguments],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -39,7 +39,7 @@ def test_the_table_of_the_readme(tmp_path: Path) -> None:
 
 
 def test_params_yaml_asks_for_what_is_possible() -> None:
-    support.check(params.read(ROOT / "params.yaml"))
+    support.check(params.read(ROOT))
 
 
 def test_check_names_the_variant(tmp_project: Project) -> None:

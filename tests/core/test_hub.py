@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import fetch
-from pipeline.core.hub import _digest, split_of
-from pipeline.speech import corpus
+from pipeline.core.hub import _digest
+from pipeline.speech import corpus, sources
+from pipeline.whisper import BASELINE
 from tests.conftest import ROOT, Project, Server, encode, noise
 
 
@@ -53,7 +53,7 @@ def test_a_model_comes_from_the_hub_once(hub: Server, trained: Path) -> None:
     first = run(hub)
     assert first.stderr.count("Traceback") == 0
     assert first.returncode == 0, first.stderr
-    expected, found = (load_file(folder / "model.safetensors") for folder in (trained, fetch.BASELINE))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (trained, BASELINE))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     hub.requests.clear()
     second = run(hub)
@@ -77,7 +77,7 @@ def test_a_dropped_hub_connection_is_tried_again(hub: Server) -> None:
     [
         (
             lambda project: project.set(models__mine__files={"weights.safetensors": None}),
-            "fetch: model 'mine': weights.safetensors of me/whisper does not exist at revision "
+            "fetch: model 'mine': weights.safetensors of me/whisper is not in revision "
             f"'{REVISION}'; correct its files in catalog.yaml\n",
         ),
         (
@@ -307,7 +307,7 @@ def test_a_split_that_the_files_do_not_hold(tmp_project: Project) -> None:
     ],
 )
 def test_files_name_their_split(file: str, split: str) -> None:
-    assert split_of(file) == split
+    assert sources.split_of(file) == split
 
 
 @pytest.mark.usefixtures("speech")

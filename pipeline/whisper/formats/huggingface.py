@@ -120,7 +120,7 @@ def write(
     target.mkdir()
     files.write_json(target / "config.json", config)
     files.write_json(target / "generation_config.json", generation)
-    files.write_json(target / "tokenizer_config.json", tokenizer_config or configs.TOKENIZER_CONFIG)
+    files.write_json(target / "tokenizer_config.json", tokenizer_config or configs.tokenizer_config())
     features = features or configs.preprocessor_config(config["num_mel_bins"])
     files.write_json(target / "preprocessor_config.json", features)
     (target / "tokenizer.json").write_bytes(tokenizer)
@@ -135,11 +135,8 @@ def check(where: str, config: Mapping[str, Any], shapes: configs.Shapes) -> None
 
     from pipeline.whisper.network import Config, Whisper
 
-    missing = [key for key in Config.__dataclass_fields__ if key not in config]
-    if missing:
-        raise UserError(f"{where}: config.json has no key {missing[0]!r}")
     with torch.device("meta"):  # without memory for its weights
-        model = Whisper(Config(**{key: config[key] for key in Config.__dataclass_fields__}))
+        model = Whisper(Config.of(where, config))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.get("tie_word_embeddings", True):
         del expected[HEAD]

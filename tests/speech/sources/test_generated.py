@@ -10,12 +10,14 @@ import soundfile
 from numpy.typing import NDArray
 
 from pipeline import compare, download, plot, prepare, score
-from pipeline.core import files
+from pipeline.core import files, params
 from pipeline.core.errors import UserError
 from pipeline.core.params import Corpus
-from pipeline.results import table
+from pipeline.results import __main__ as results
+from pipeline.results import tables
 from pipeline.speech import corpus, sources
 from pipeline.speech.sources import generated
+from tests import made
 from tests.conftest import Project, encode, noise
 
 MADE = Corpus(source="generated", splits=["silence", "noise"], limit=12)
@@ -158,13 +160,12 @@ def test_the_way_to_metrics_table_and_figures(tmp_project: Project, capsys: pyte
         ]
         files.write_text(Path(f"reports/transcripts/{name}.jsonl"), "".join(f"{json.dumps(line)}\n" for line in lines))
         score.main(name)
-        checkpoint = {"variant": {"backend": name.split("-")[0]}, "bytes": {"total": 1_000_000}}
-        timings = {"rtfx": 10.0, "split_utterances": corpus.split_utterances(corpus.CORPUS), "checkpoint": checkpoint}
-        files.write_json(Path(f"reports/timings/{name}.json"), timings)
+        timed = made.timings(params.read().variant(name), 1_000_000, corpus.split_utterances(corpus.CORPUS))
+        files.write_json(Path(f"reports/timings/{name}.json"), timed)
     compare.main()
     plot.main()
     capsys.readouterr()
-    table.main()
+    results.main()
 
     minutes = sum(utterance.duration for utterance in utterances if utterance.split == "silence") / 60
     metrics = json.loads(compare.METRICS.read_text())
@@ -177,5 +178,5 @@ def test_the_way_to_metrics_table_and_figures(tmp_project: Project, capsys: pyte
     assert metrics["candidate"]["silence"]["insertions_per_minute_delta"] == 0.0
     shown = capsys.readouterr().out
     assert f"silence: 36 recordings without speech, {minutes:.1f} minutes; intervals by utterance\n" in shown
-    verdicts = {row.variant: row.verdict for row in table.read() if row.split == "silence"}
+    verdicts = {row.variant: row.verdict for row in tables.read(tables.RESULTS).itertuples() if row.split == "silence"}
     assert verdicts == {"fp32": "baseline", "hqq-int4": "worse", "candidate": "no significant difference"}

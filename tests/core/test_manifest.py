@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import files, manifest
+from pipeline.core.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of two files with its list."""
+    made = tmp_path / "models/fp32"
+    made.mkdir(parents=True)
+    (made / "model.safetensors").write_bytes(b"weights")
+    (made / "config.json").write_text("{}")
+    manifest.write(made, {"bits": 32})
+    return made
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        manifest.verify(folder)
+    return str(error.value)
+
+
+def test_the_list_tells_what_is_known_and_each_files_digest(folder: Path) -> None:
+    digests = {name: files.sha256(folder / name) for name in ("config.json", "model.safetensors")}
+    assert manifest.verify(folder) == {"bits": 32, "files": digests}
+
+
+def test_a_file_cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert refusal(folder) == (
+        f"{folder}/model.safetensors is not the file that was saved: it is cut short or edited; "
+        f"run 'dvc repro' to restore it"
+    )
+
+
+def test_an_edited_file(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert refusal(folder).startswith(f"{folder}/model.safetensors is not the file that was saved: ")
+    (folder / "config.json").write_text("[]")
+    assert refusal(folder).startswith(f"{folder}/config.json is not the file that was saved: ")
+
+
+def test_a_missing_file(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert refusal(folder) == f"{folder} lacks config.json; run 'dvc repro' to restore it"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "{}", '{"files"'])
+def test_no_manifest(folder: Path, text: str | None) -> None:
+    (folder / "checkpoint.json").unlink()
+    if text is not None:
+        (folder / "checkpoint.json").write_text(text)
+    assert refusal(folder) == (
+        f"{folder} has no readable checkpoint.json, so it is no checkpoint of this project; "
+        f"run 'dvc repro' to restore it"
+    )
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none").startswith(f"{tmp_path}/none has no readable checkpoint.json, ")
