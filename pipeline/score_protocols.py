@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import score
 from pipeline.core import files, params, stage
 from pipeline.results import statistics, tables, wer
 
@@ -65,7 +64,7 @@ def _difference(
 
 def main() -> None:
     """Read reports/protocols.jsonl, write reports/protocol.csv."""
-    table = rows(score.read(TRANSCRIPTS), params.read())
+    table = rows(wer.read(TRANSCRIPTS), params.read())
     files.write_text(tables.PROTOCOL, tables.to_csv(table))
     for row in table:
         rate = f"{row['insertions_per_minute']:.2f} words/min" if row["wer"] is None else f"WER {row['wer']:.2f} %"

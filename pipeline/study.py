@@ -23,7 +23,7 @@ from pipeline import compare, score
 from pipeline.core import files, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
-from pipeline.results import figures, page, tables
+from pipeline.results import figures, page, tables, wer
 from pipeline.results.findings import ENVIRONMENT
 from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS
 
@@ -51,7 +51,7 @@ def main(name: str) -> None:
     described = environment(results)
     check_versions(described["packages"] | {"python": described["python"]}, results)
     check_up_to_date()
-    utterances = [f"{line['split']} {line['id']}\n" for line in score.read(score.TRANSCRIPTS / f"{BASELINE}.jsonl")]
+    utterances = [f"{line['split']} {line['id']}\n" for line in wer.read(score.TRANSCRIPTS / f"{BASELINE}.jsonl")]
     timings = [compare.read(compare.TIMINGS / f"{variant}.json", "transcribe") for variant in settings.names]
     calibrated = sorted({utterance for each in timings for utterance in each["checkpoint"]["calibration"]})
     heard = [f"{settings.calibration.split} {utterance}\n" for utterance in calibrated]

@@ -382,4 +382,5 @@ def test_experiments_are_read_in_one_screen(study: Study) -> None:
     heads = study.did(*words, "--csv").splitlines()[0].split(",")
     assert len(heads) <= 14
     heads = [head for head in heads if head not in ("Experiment", "rev", "typ", "Created", "parent")]
-    assert heads == ["size_mb", "test.wer", "test.vs_fp32", "backend", "bits", "activations"]
+    assert heads[:3] == ["size_mb", "test.wer", "test.vs_fp32"]
+    assert sorted(heads[3:]) == ["activations", "backend", "bits"]

@@ -1,48 +1,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline import score
 from pipeline.core.errors import UserError
 from tests.conftest import ROOT
-
-
-def line(text: str, pred_text: str, name: str = "a-1", split: str = "test-clean") -> dict[str, Any]:
-    """Return a line of a transcript."""
-    return {"id": name, "split": split, "speaker": "a", "duration": 1.0, "text": text, "pred_text": pred_text}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "fp32.jsonl is not here; run 'python -m pipeline.transcribe fp32' first"),
-        ("", "fp32.jsonl holds no transcripts; run 'python -m pipeline.transcribe fp32' first"),
-        (
-            '{"id": "a"}\n',
-            "fp32.jsonl, line 1: an object with the texts split, id, text and pred_text and the number "
-            "duration is needed; run 'python -m pipeline.transcribe fp32' first",
-        ),
-        (json.dumps(line("a", "a")) + "\n{", "fp32.jsonl, line 2: an object with"),
-        ("[]\n", "fp32.jsonl, line 1: an object with"),
-        (json.dumps(line("a", "a") | {"duration": "1 s"}), "fp32.jsonl, line 1: an object with"),
-    ],
-)
-def test_a_broken_transcript_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    path = tmp_path / "fp32.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError) as raised:
-        score.read(path)
-    assert message in str(raised.value)
-
-
-def test_a_transcript_is_read_in_order_whatever_it_holds(tmp_path: Path) -> None:
-    lines = [line("a", "x", "2", "b"), line("a", "line\u2028separator", "1", "b"), line("a", "x", "3", "a")]
-    (tmp_path / "fp32.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in lines))
-    assert score.read(tmp_path / "fp32.jsonl") == [lines[2], lines[1], lines[0]]
+from tests.results.test_wer import line
 
 
 def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

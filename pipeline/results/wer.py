@@ -1,14 +1,17 @@
 """Word errors of transcripts: counted per utterance, then summed up as rates with intervals per split."""
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jiwer
 import numpy as np
 
+from pipeline.core.errors import UserError
 from pipeline.results import statistics
 
 MAX_COMPRESSION_RATIO = 2.4
@@ -169,6 +172,31 @@ def summarize(utterances: Sequence[Scored], resamples: int, seed: int) -> Summar
         "looping_ids": [utterance.id for utterance in utterances if utterance.looping],
         "wer_without_loops": 100 * sum(utterance.errors for utterance in kept) / kept_words if kept_words else None,
     }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read a transcript, one JSON object a line, sorted by split and id; raise UserError for what is not one."""
+    again = f"run 'python -m pipeline.transcribe {path.stem}' first"
+    try:
+        lines = path.read_text(encoding="utf-8").strip().split("\n")  # splitlines would cut at U+2028 inside a text
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; {again}") from None
+    if lines == [""]:
+        raise UserError(f"{path} holds no transcripts; {again}")
+    transcripts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            transcript = json.loads(line)
+            texts = [transcript[key] for key in ("split", "id", "text", "pred_text")]
+            if not (all(isinstance(text, str) for text in texts) and isinstance(transcript["duration"], int | float)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}, line {number}: an object with the texts split, id, text and pred_text and the number "
+                f"duration is needed; {again}"
+            ) from None
+        transcripts.append(transcript)
+    return sorted(transcripts, key=lambda transcript: (transcript["split"], transcript["id"]))
 
 
 def described(counts: Summary) -> str:

@@ -1,7 +1,10 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.core.errors import UserError
 from pipeline.results import wer
 
 
@@ -218,3 +221,33 @@ def test_a_split_is_described_by_its_measure() -> None:
     assert wer.described(spoken) == "WER 50.00 % [50.00, 50.00] by utterance, of 2 words"
     silent = wer.summarize(silence("you", "you", seconds=30.0), resamples=100, seed=0)
     assert wer.described(silent) == "2.00 inserted words per minute [2.00, 2.00] by utterance, in 1.0 minutes"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "fp32.jsonl is not here; run 'python -m pipeline.transcribe fp32' first"),
+        ("", "fp32.jsonl holds no transcripts; run 'python -m pipeline.transcribe fp32' first"),
+        (
+            '{"id": "a"}\n',
+            "fp32.jsonl, line 1: an object with the texts split, id, text and pred_text and the number "
+            "duration is needed; run 'python -m pipeline.transcribe fp32' first",
+        ),
+        (json.dumps(line("a", "a")) + "\n{", "fp32.jsonl, line 2: an object with"),
+        ("[]\n", "fp32.jsonl, line 1: an object with"),
+        (json.dumps(line("a", "a") | {"duration": "1 s"}), "fp32.jsonl, line 1: an object with"),
+    ],
+)
+def test_a_broken_transcript_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "fp32.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as raised:
+        wer.read(path)
+    assert message in str(raised.value)
+
+
+def test_a_transcript_is_read_in_order_whatever_it_holds(tmp_path: Path) -> None:
+    lines = [line("a", "x", "2", "b"), line("a", "line\u2028separator", "1", "b"), line("a", "x", "3", "a")]
+    (tmp_path / "fp32.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in lines))
+    assert wer.read(tmp_path / "fp32.jsonl") == [lines[2], lines[1], lines[0]]
