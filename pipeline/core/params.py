@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from pipeline.core import mistakes
+from pipeline.core import params_errors
 from pipeline.core.errors import UserError, suggestion
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class Params(Variant):
     @property
     def candidate(self) -> Variant:
         """What is being tried."""
-        return Variant(**{key: getattr(self, key) for key in mistakes.keys(Variant)})
+        return Variant(**{key: getattr(self, key) for key in params_errors.keys(Variant)})
 
     @property
     def names(self) -> list[str]:
@@ -231,7 +231,7 @@ def parse(form: dict[str, Any], catalog: dict[str, Any]) -> Params:
     try:
         return TypeAdapter(Params).validate_python(form | catalog)
     except ValidationError as error:
-        raise UserError(mistakes.sentence(error.errors(include_url=False), Params)) from None
+        raise UserError(params_errors.sentence(error.errors(include_url=False), Params)) from None
 
 
 def backends() -> list[str]:
