@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core import stage
+from pipeline.core import files, machine, manifest, pieces, stage
+from pipeline.speech import corpus
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pipeline.core import params
-    from pipeline.speech.corpus import Utterance
     from pipeline.whisper.decoding import Vocabulary
     from pipeline.whisper.network import Whisper
 
@@ -28,9 +28,8 @@ class Transcriber:
     max_new_tokens: int
     device: str
 
-    def timed(self, batch: "Sequence[Utterance]") -> tuple[list[str], float]:
+    def timed(self, batch: Sequence[corpus.Utterance]) -> tuple[list[str], float]:
         """Return each utterance's text, and the seconds for all of them: features included, and the GPU's work done."""
-        from pipeline.core import machine
         from pipeline.whisper import decoding
 
         machine.synchronize(self.device)
@@ -51,8 +50,6 @@ def main(variant: str) -> None:
     import torch
 
     from pipeline import backends
-    from pipeline.core import files, machine, manifest, pieces
-    from pipeline.speech import corpus
     from pipeline.whisper import decoding
 
     folder, output = Path("models") / variant, Path(f"reports/transcripts/{variant}.jsonl")
@@ -120,8 +117,6 @@ def latency(name: str, transcriber: Transcriber, settings: "params.Latency") -> 
     import torch
     from tqdm import tqdm
 
-    from pipeline.speech import corpus
-
     utterances = corpus.some(corpus.CORPUS, settings.utterances)
     single = []
     threads = torch.get_num_threads()
@@ -153,8 +148,6 @@ def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str
 
 def transcribe(shard: Path, transcriber: Transcriber, batch_size: int, progress: "tqdm[Any]") -> dict[str, Any]:
     """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
-    from pipeline.core import machine
-    from pipeline.speech import corpus
     from pipeline.whisper import decoding
 
     rows: list[dict[str, str | float]] = []
@@ -169,8 +162,7 @@ def transcribe(shard: Path, transcriber: Transcriber, batch_size: int, progress:
         ]
         progress.update(len(batch))
         progress.set_postfix_str(f"RTFx {audio / spent:.1f}")
-    memory = machine.peak_memory(transcriber.device)
-    return {"rows": rows, "audio_s": audio, "transcribe_s": spent, "memory": memory}
+    return {"rows": rows, "audio_s": audio, "transcribe_s": spent, "memory": machine.peak_memory(transcriber.device)}
 
 
 if __name__ == "__main__":

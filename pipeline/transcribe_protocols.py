@@ -9,7 +9,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core import stage
+from pipeline.core import files, machine, manifest, pieces, stage
+from pipeline.speech import corpus
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -33,8 +34,6 @@ def main() -> None:
     settings = params.read()
     own = settings.decoding
 
-    from pipeline.core import files, machine, manifest, pieces
-    from pipeline.speech import corpus
     from pipeline.whisper import decoding, weights
 
     folder = Path("models") / params.BASELINE
@@ -66,7 +65,6 @@ def lines(
 
     Greedy decoding to fewer tokens is the beginning of greedy decoding to more: one pass serves all limits.
     """
-    from pipeline.speech import corpus
     from pipeline.whisper import decoding
 
     limits = sorted({own.max_new_tokens, *TOKENS})
