@@ -57,13 +57,17 @@ def choose(backend: str, key: str, value: object, choices: tuple[object, ...], w
         raise UserError(f"{backend}: {key} {_as_yaml(value)} is not possible{where} (choose {listed})")
 
 
+def limit(backend: str, variant: Variant, where: str = "", **choices: tuple[object, ...]) -> None:
+    """Do the same for settings of a variant, each with what the library accepts."""
+    for key, possible in choices.items():
+        choose(backend, key, getattr(variant, key), possible, where)
+
+
 def divides(backend: str, group_size: int | None, layer: str, inputs: int) -> None:
     """Raise UserError when groups of this size do not fill a layer's rows."""
     if group_size and inputs % group_size:
-        raise UserError(
-            f"{backend}: group_size {group_size} does not divide the {inputs} inputs of {layer}; "
-            "choose one that divides every row, such as 64"
-        )
+        what = f"group_size {group_size} does not divide the {inputs} inputs of {layer}"
+        raise UserError(f"{backend}: {what}; choose one that divides every row, such as 64")
 
 
 def _as_yaml(value: object) -> str:

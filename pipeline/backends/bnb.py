@@ -29,17 +29,16 @@ def supports(variant: Variant) -> Variant:
     """int8 has a scale per channel and quantizes activations by row; fp4 and nf4 are weight-only, in blocks."""
     granularity: Literal["channel", "group"]
     where = f" with format {variant.format}"
-    backends.choose("bnb", "format", variant.format, ("int", "fp", "nf"))
+    backends.limit("bnb", variant, format=("int", "fp", "nf"))
     if variant.format == "int":
-        backends.choose("bnb", "bits", variant.bits, (8,), where)
-        backends.choose("bnb", "activations", variant.activations, ("dynamic",), f"{where}: LLM.int8() quantizes them")
+        backends.limit("bnb", variant, where, bits=(8,))
+        backends.limit("bnb", variant, f"{where}: LLM.int8() quantizes them", activations=("dynamic",))
         backends.choose("bnb", "granularity", variant.granularity or "channel", ("channel",), where)
-        backends.choose("bnb", "group_size", variant.group_size, (None,), where)
-        backends.choose("bnb", "double_quant", variant.double_quant, (False,), where)
+        backends.limit("bnb", variant, where, group_size=(None,), double_quant=(False,))
         granularity, group_size = "channel", None
     else:
-        backends.choose("bnb", "bits", variant.bits, (4,), where)
-        backends.choose("bnb", "activations", variant.activations, ("none",), f"{where}: it is weight-only")
+        backends.limit("bnb", variant, where, bits=(4,))
+        backends.limit("bnb", variant, f"{where}: it is weight-only", activations=("none",))
         backends.choose("bnb", "granularity", variant.granularity or "group", ("group",), where)
         granularity, group_size = "group", variant.group_size or _BLOCK_SIZE
         backends.choose("bnb", "group_size", group_size, (64, 128, 256, 512, 1024, 2048, 4096))

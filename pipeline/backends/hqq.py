@@ -24,13 +24,11 @@ _GROUP_SIZE = 64
 
 def supports(variant: Variant) -> Variant:
     """Weights only, asymmetric; per group along a row, or per channel (a whole row)."""
-    backends.choose("hqq", "format", variant.format, ("int",))
-    backends.choose("hqq", "bits", variant.bits, (8, 4, 3, 2, 1))
+    backends.limit("hqq", variant, format=("int",), bits=(8, 4, 3, 2, 1), double_quant=(False,))
     backends.choose("hqq", "activations", variant.activations, ("none",), ": it is weight-only")
     granularity = variant.granularity or "group"
     backends.choose("hqq", "granularity", granularity, ("channel", "group"))
     backends.choose("hqq", "symmetric", bool(variant.symmetric), (False,), ": it always has zero points")
-    backends.choose("hqq", "double_quant", variant.double_quant, (False,))
     group_size = (variant.group_size or _GROUP_SIZE) if granularity == "group" else None
     if group_size is not None and group_size % 8:
         raise UserError(f"hqq: group_size {group_size} is not possible (choose a multiple of 8 that divides every row)")

@@ -15,12 +15,9 @@ DEVICES = ("cpu", "cuda")
 
 def supports(variant: Variant) -> Variant:
     """Accept fp32 and nothing else."""
-    backends.choose("none", "bits", variant.bits, (32,))
-    backends.choose("none", "format", variant.format, ("float",))
-    backends.choose("none", "activations", variant.activations, ("none",))
-    for key in ("granularity", "group_size", "symmetric"):
-        backends.choose("none", key, getattr(variant, key), (None,), " without quantization")
-    backends.choose("none", "double_quant", variant.double_quant, (False,), " without quantization")
+    backends.limit("none", variant, bits=(32,), format=("float",), activations=("none",))
+    unset: dict[str, tuple[object, ...]] = dict.fromkeys(("granularity", "group_size", "symmetric"), (None,))
+    backends.limit("none", variant, " without quantization", **unset, double_quant=(False,))
     return variant
 
 

@@ -23,18 +23,12 @@ _TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float
 
 def supports(variant: Variant) -> Variant:
     """8 bits go with a scale per channel, fewer with groups whose size quanto chooses (128, or what divides a row)."""
-    backends.choose("quanto", "format", variant.format, ("int", "float"))
-    backends.choose(
-        "quanto",
-        "bits",
-        variant.bits,
-        tuple(bits for kind, bits in _TYPES if kind == variant.format),
-        f" with format {variant.format}",
-    )
-    backends.choose("quanto", "activations", variant.activations, ("none", "static"))
+    backends.limit("quanto", variant, format=("int", "float"), double_quant=(False,))
+    possible = tuple(bits for kind, bits in _TYPES if kind == variant.format)
+    backends.limit("quanto", variant, f" with format {variant.format}", bits=possible)
+    backends.limit("quanto", variant, activations=("none", "static"))
     if variant.activations == "static":
-        backends.choose("quanto", "bits", variant.bits, (8,), " with activations static")
-        backends.choose("quanto", "format", variant.format, ("int",), " with activations static")
+        backends.limit("quanto", variant, " with activations static", bits=(8,), format=("int",))
     grouped = variant.bits < 8
     granularity: Literal["group", "channel"] = "group" if grouped else "channel"
     where = f" with {variant.bits} bits"
@@ -42,10 +36,8 @@ def supports(variant: Variant) -> Variant:
     backends.choose("quanto", "group_size", variant.group_size, (None, 128) if grouped else (None,), where)
     symmetric = not grouped if variant.symmetric is None else variant.symmetric
     backends.choose("quanto", "symmetric", symmetric, (not grouped,), where)
-    backends.choose("quanto", "double_quant", variant.double_quant, (False,))
-    return dataclasses.replace(
-        variant, granularity=granularity, group_size=128 if grouped else None, symmetric=symmetric
-    )
+    group_size = 128 if grouped else None
+    return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=symmetric)
 
 
 def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:

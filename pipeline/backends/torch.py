@@ -27,13 +27,11 @@ _LAYERS = "torch_layers.json"
 
 def supports(variant: Variant) -> Variant:
     """int8 weights per tensor or per channel; activations as they come, or calibrated."""
-    backends.choose("torch", "bits", variant.bits, (8,))
-    backends.choose("torch", "format", variant.format, ("int",))
+    backends.limit("torch", variant, bits=(8,), format=("int",))
     backends.choose("torch", "activations", variant.activations, ("dynamic", "static"), ": its kernels need them")
     granularity = variant.granularity or "channel"
     backends.choose("torch", "granularity", granularity, ("tensor", "channel"))
-    backends.choose("torch", "group_size", variant.group_size, (None,))
-    backends.choose("torch", "double_quant", variant.double_quant, (False,))
+    backends.limit("torch", variant, group_size=(None,), double_quant=(False,))
     symmetric = variant.symmetric is not False
     if granularity == "channel":
         backends.choose("torch", "symmetric", symmetric, (True,), " per channel")
@@ -51,11 +49,8 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao, and works
         inputs = _observe(model, layers, calibrate) if variant.activations == "static" else {}
-        qconfig = quantization.QConfig(
-            activation=quantization.default_dynamic_quant_observer, weight=_weight_observer(variant)
-        )
-        chosen = dict.fromkeys(layers, qconfig)
-        quantization.quantize_dynamic(model, chosen, inplace=True)
+        qconfig = quantization.QConfig(quantization.default_dynamic_quant_observer, _weight_observer(variant))
+        quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
         for name, (scale, zero_point) in inputs.items():
             model.set_submodule(name, _static(model.get_submodule(name), scale, zero_point))
 
@@ -96,8 +91,7 @@ def _observe(model: "Whisper", layers: list[str], calibrate: "Calibrate") -> dic
     import torch
     from torch.ao import quantization
 
-    engine = torch.backends.quantized.engine
-    new_observer = quantization.get_default_qconfig(engine).activation
+    new_observer = quantization.get_default_qconfig(torch.backends.quantized.engine).activation
     observers = {name: new_observer() for name in layers}
 
     def watch(observer: "nn.Module", module: "nn.Module", inputs: "tuple[Tensor, ...]") -> None:

@@ -12,6 +12,15 @@ from pipeline.core.errors import UserError
 WAITS = (0.5, 1, 2, 4)  # seconds between tries that bring nothing new; after so many it is the user's turn
 CHUNK = 1 << 18
 
+REASONS = {
+    "NameResolution": "the host's name is not known (no network?)",
+    "SSL": "its certificate is not trusted",
+    "Proxy": "the proxy refuses",
+    "Timeout": "no answer in time",
+    "NewConnection": "no connection",
+}
+"""What stands in an error of urllib3, and what that means."""
+
 
 class RetryError(Exception):
     """The server or the network failed in a way that may pass."""
@@ -97,9 +106,7 @@ def _get(url: str, partial: Path, name: str) -> None:
             _check(answer, url)
             if answer.status_code == 200:
                 if _length(answer) in range(have) or answer.headers.get("Content-Type", "").startswith("text/html"):
-                    raise RefusedError(
-                        f"{shown(url)}: the server sends another file, such as a page that asks to log in"
-                    )
+                    raise RefusedError(f"{shown(url)}: another file is sent, such as a page that asks to log in")
                 have = 0  # the server ignores ranges and starts over, so do we
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 raise RefusedError(f"{shown(url)}: the server sends another part of the file than the one asked for")
@@ -145,17 +152,7 @@ def _check(answer: Any, url: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = repr(error)
-    for sign, reason in (
-        ("NameResolution", "the host's name is not known (no network?)"),
-        ("SSL", "its certificate is not trusted"),
-        ("Proxy", "the proxy refuses"),
-        ("Timeout", "no answer in time"),
-        ("NewConnection", "no connection"),
-    ):
-        if sign in text:
-            return reason
-    return "the connection was lost"
+    return next((reason for sign, reason in REASONS.items() if sign in repr(error)), "the connection was lost")
 
 
 def shown(url: str) -> str:

@@ -123,7 +123,7 @@ def test_a_page_that_asks_to_log_in_does_not_cost_what_is_there(url: str, server
     server.ignored_ranges = 2
     with pytest.raises(UserError) as error:
         http.download([f"{server.url}/portal", f"{server.url}/short"], tmp_path / "file.tar.gz", DIGEST)
-    sentence = "the server sends another file, such as a page that asks to log in"
+    sentence = "another file is sent, such as a page that asks to log in"
     assert str(error.value) == (
         f"{server.url}/portal: {sentence}; {server.url}/short: {sentence} "
         f"(500,000 bytes are kept in {partial}: the next run goes on from there, unless you delete it)"
