@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError, suggestion
 from pipeline.core.params import Variant, backends
 
 if TYPE_CHECKING:
-    from pipeline.whisper.network import Whisper
+    from pipeline.whisper.network import Whisper as Whisper  # the backends' own name for it
 
     Calibrate = Callable[[Whisper], None]
 

@@ -9,15 +9,11 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
-
-if TYPE_CHECKING:
-    from pipeline.backends import Calibrate
-    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 _BLOCK_SIZE = 64
@@ -46,7 +42,7 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=True)
 
 
-def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
     """Replace the layers with Linear8bitLt or Linear4bit; moving them to a device quantizes them."""
     _quiet()
     import torch
@@ -70,7 +66,7 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
         model.set_submodule(name, empty.to(linear.weight.device).eval())
 
 
-def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict, and the quantization config that Transformers looks for in config.json."""
     import torch
 
@@ -83,7 +79,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load(folder: Path, device: str) -> "Whisper":
+def load(folder: Path, device: str) -> "backends.Whisper":
     """Rebuild each layer from its quantized weights and their statistics."""
     _quiet()
     import torch

@@ -7,15 +7,10 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
-
-if TYPE_CHECKING:
-    from pipeline.backends import Calibrate
-    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 _LAYERS = "hqq_layers.json"
@@ -35,7 +30,7 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=False)
 
 
-def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
     """Replace the layers with HQQLinear, computing in fp32 as the baseline does."""
     import torch
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
@@ -49,7 +44,7 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
         model.set_submodule(name, quantized)
 
 
-def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from hqq.core.quantize import HQQLinear
 
@@ -60,7 +55,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     (folder / _LAYERS).write_text(json.dumps(layers, indent=2))
 
 
-def load(folder: Path, device: str) -> "Whisper":
+def load(folder: Path, device: str) -> "backends.Whisper":
     """Rebuild each HQQLinear from its own state dict."""
     import torch
     from hqq.core.quantize import HQQLinear

@@ -1,14 +1,9 @@
 """No quantization: the baseline itself goes the same way through the pipeline as what is compared with it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.core.params import Variant
-
-if TYPE_CHECKING:
-    from pipeline.backends import Calibrate
-    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 
@@ -21,18 +16,18 @@ def supports(variant: Variant) -> Variant:
     return variant
 
 
-def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
     """Leave the model as it is."""
 
 
-def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the weights as Transformers does."""
     from pipeline.whisper import weights
 
     weights.save(model.state_dict(), folder)
 
 
-def load(folder: Path, device: str) -> "Whisper":
+def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the weights back."""
     from pipeline.whisper import weights
 

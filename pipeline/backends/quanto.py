@@ -7,15 +7,11 @@ Checkpoints are quanto's own, model.safetensors and quanto_qmap.json, as `Quanti
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
-
-if TYPE_CHECKING:
-    from pipeline.backends import Calibrate
-    from pipeline.whisper.network import Whisper
 
 DEVICES = ("cpu", "cuda")
 _TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float", 8): "qfloat8"}
@@ -40,7 +36,7 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=symmetric)
 
 
-def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
     """Quantize with `optimum.quanto.quantize`, `Calibration` and `freeze`."""
     from optimum import quanto
 
@@ -58,7 +54,7 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
     quanto.freeze(model)
 
 
-def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict and the quantization map."""
     from optimum import quanto
 
@@ -68,7 +64,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     (folder / "quanto_qmap.json").write_text(json.dumps(quanto.quantization_map(model), indent=4))
 
 
-def load(folder: Path, device: str) -> "Whisper":
+def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the checkpoint back with `optimum.quanto.requantize`."""
     import torch
     from optimum import quanto
@@ -92,7 +88,7 @@ def load(folder: Path, device: str) -> "Whisper":
     return model.requires_grad_(False)
 
 
-def _keep_outputs(model: "Whisper") -> None:
+def _keep_outputs(model: "backends.Whisper") -> None:
     """Leave quantized layers' outputs in floating point.
 
     What follows a Linear layer in Whisper (residual sums, LayerNorm, attention over caches) is not quantized, so that

@@ -18,9 +18,6 @@ from pipeline.core.params import Variant
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.backends import Calibrate
-    from pipeline.whisper.network import Whisper
-
 DEVICES = ("cpu",)
 _LAYERS = "torch_layers.json"
 
@@ -38,7 +35,7 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, symmetric=symmetric)
 
 
-def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None:
+def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
     """Quantize the weights with `quantize_dynamic`; for static variants, the inputs with what an observer has seen.
 
     Static variants leave the outputs in floating point, where residual sums take them up: int8 cannot hold Whisper's
@@ -55,7 +52,7 @@ def quantize(model: "Whisper", layers: list[str], variant: Variant, calibrate: "
             model.set_submodule(name, _static(model.get_submodule(name), scale, zero_point))
 
 
-def save(model: "Whisper", variant: Variant, folder: Path) -> None:
+def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from torch.ao.nn.quantized.dynamic import Linear
 
@@ -73,7 +70,7 @@ def save(model: "Whisper", variant: Variant, folder: Path) -> None:
     (folder / _LAYERS).write_text(json.dumps(list(layers), indent=2))
 
 
-def load(folder: Path, device: str) -> "Whisper":
+def load(folder: Path, device: str) -> "backends.Whisper":
     """Rebuild each layer from its tensors; `device` is the CPU, the only one with these kernels."""
 
     from pipeline.whisper import weights
@@ -86,7 +83,9 @@ def load(folder: Path, device: str) -> "Whisper":
     return model
 
 
-def _observe(model: "Whisper", layers: list[str], calibrate: "Calibrate") -> dict[str, tuple[float, int]]:
+def _observe(
+    model: "backends.Whisper", layers: list[str], calibrate: "backends.Calibrate"
+) -> dict[str, tuple[float, int]]:
     """Return each layer's input scale and zero point, from the observer that PyTorch chooses for this processor."""
     import torch
     from torch.ao import quantization
