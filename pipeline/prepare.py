@@ -50,10 +50,6 @@ class Chosen:
     recordings: list[layouts.Recording]
     of: int
 
-    @property
-    def ids(self) -> set[str]:
-        return {recording.id for recording in self.recordings}
-
 
 def choose(recordings: Mapping[str, layouts.Recording], limit: int | None, seed: int) -> Chosen:
     """Choose up to `limit` recordings, as many of each speaker as can be."""
@@ -177,10 +173,11 @@ def main() -> None:
     # List everything first: a wrong setting is told before the minutes of decoding.
     splits = {split: scored(name, entry, split) for split in entry.splits}
     calibrate = calibrating(calibration, calibration_entry)
-    both = calibrate.ids & {utterance for chosen in splits.values() for utterance in chosen.ids}
+    tested = {recording.id for chosen in splits.values() for recording in chosen.recordings}
+    both = sorted(recording.id for recording in calibrate.recordings if recording.id in tested)
     if both:  # the same speech by another name
         raise UserError(
-            f"calibration: utterance {min(both)!r} is one that is scored; calibrate on another split, "
+            f"calibration: utterance {both[0]!r} is one that is scored; calibrate on another split, "
             "or the scores would be tuned on their own audio"
         )
     with files.aside(corpus.CORPUS) as partial:

@@ -69,9 +69,8 @@ def select(model: "torch.nn.Module", include: list[str], exclude: list[str]) -> 
     for key, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not fnmatch.filter(linear, pattern):
-                raise UserError(
-                    f"{key}: no Linear layer matches {pattern!r}{suggestion(pattern, linear[:1] + linear[-1:])}"
-                )
+                known = suggestion(pattern, linear[:1] + linear[-1:])
+                raise UserError(f"{key}: no Linear layer matches {pattern!r}{known}")
     chosen = [
         name
         for name in linear

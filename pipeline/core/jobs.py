@@ -185,19 +185,15 @@ def main(jobs: int) -> None:
         try:
             if not executor.submit(pool.run, "all", [*REPRO, *FIRST]).result():
                 raise UserError("what all jobs need could not be made; why stands above")
-            started = {
-                name: executor.submit(pool.run, name, [*REPRO, "--single-item", *named])
-                for name, named in stages.items()
-            }
+            alone = {name: [*REPRO, "--single-item", *named] for name, named in stages.items()}
+            started = {name: executor.submit(pool.run, name, command) for name, command in alone.items()}
             failed = [name for name, job in started.items() if not job.result()]
         except BaseException:
             pool.stop()
             raise
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(stages)} jobs failed: {', '.join(failed)}; what they said stands above, "
-            "the others are done"
-        )
+        above = "what they said stands above, the others are done"
+        raise UserError(f"{len(failed)} of {len(stages)} jobs failed: {', '.join(failed)}; {above}")
 
 
 if __name__ == "__main__":

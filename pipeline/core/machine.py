@@ -28,12 +28,10 @@ def device(wanted: str, backend: str, kernels: Collection[str]) -> str:
     """
     import torch
 
-    if wanted == "cpu":
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return "cpu"
     if not torch.cuda.is_available():
-        if wanted != "auto":
-            raise UserError(f"device is {wanted!r}, but PyTorch sees no GPU here; set device to auto or cpu")
-        return "cpu"
+        raise UserError(f"device is {wanted!r}, but PyTorch sees no GPU here; set device to auto or cpu")
     count = torch.cuda.device_count()
     if wanted.startswith("cuda:") and int(wanted.removeprefix("cuda:")) >= count:
         raise UserError(f"device is {wanted!r}, but this machine has {count} GPU(s), numbered from 0")

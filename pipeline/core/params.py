@@ -248,8 +248,7 @@ def _load(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{file} is not here; run the pipeline from the project's top folder") from None
     except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file} holds no keys; restore it with 'git checkout {file}'")

@@ -53,15 +53,9 @@ class Vocabulary:
             if place is None:
                 raise UserError(f"{folder}/tokenizer.json lacks the token {token!r}; it is not Whisper's")
             ids.append(place)
-        return cls(
-            tokenizer=tokenizer,
-            prompt=ids[:-1],
-            end=ids[-1],
-            suppressed=[
-                token for token in config.get("suppress_tokens") or [] if suppress_non_speech or token >= ids[-1]
-            ],
-            suppressed_first=config.get("begin_suppress_tokens") or [],
-        )
+        *prompted, end = ids
+        suppressed = [token for token in config.get("suppress_tokens") or [] if suppress_non_speech or token >= end]
+        return cls(tokenizer, prompted, end, suppressed, config.get("begin_suppress_tokens") or [])
 
     def text(self, tokens: Iterable[int]) -> str:
         """Turn tokens into text, without the special ones."""

@@ -41,9 +41,8 @@ def load_around(
     missing = [key for key in result.missing_keys if key not in optional]
     if missing or result.unexpected_keys:
         what = f"lacks {missing[0]!r}" if missing else f"holds the unknown {result.unexpected_keys[0]!r}"
-        raise UserError(
-            f"{folder}: model.safetensors {what}, so it does not fit config.json; fetch or quantize it again"
-        )
+        again = "so it does not fit config.json; fetch or quantize it again"
+        raise UserError(f"{folder}: model.safetensors {what}, {again}")
     if "proj_out.weight" in result.missing_keys:
         model.tie()
     return model.requires_grad_(False), layers

@@ -78,7 +78,6 @@ def _parquet(name: str, corpus: "Corpus", split: str) -> list[str]:
         raise UserError(f"corpus {name!r}: its files hold no split {split!r}{known}")
     folders = sorted({file.rpartition("/")[0] for file in files})
     if len(folders) > 1:
-        raise UserError(
-            f"corpus {name!r}: split {split!r} is in {folders[0]!r} and in {folders[1]!r}; name files of one"
-        )
+        both = f"{folders[0]!r} and in {folders[1]!r}"
+        raise UserError(f"corpus {name!r}: split {split!r} is in {both}; name files of one")
     return files

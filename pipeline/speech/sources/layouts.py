@@ -139,9 +139,8 @@ def librispeech(where: str, archives: list[Path], split: str) -> dict[str, Recor
                 _add(where, name, texts, utterance, text.strip())
         elif kind == ".flac":
             if not stem.startswith(f"{speaker}-{chapter}-"):
-                raise UserError(
-                    f"{where}: {name} is not named <speaker>-<chapter>-<number>.flac as its folder asks for"
-                )
+                like = "<speaker>-<chapter>-<number>.flac as its folder asks for"
+                raise UserError(f"{where}: {name} is not named {like}")
             _add(where, name, audio, stem, (speaker, name))
     _check_split(where, archives, split, splits)
     return _join(where, split, audio, texts)

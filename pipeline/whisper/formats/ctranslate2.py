@@ -91,10 +91,9 @@ def read(data: bytes) -> "Variables":
             place += size
         aliases = {name(): name() for _ in range(number("I"))}
     except (struct.error, UnicodeDecodeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"model.bin is damaged or cut short after {min(place, len(data)):,} of {len(data):,} bytes ({error}); "
-            "is a part of it missing from the files of the model?"
-        ) from None
+        read = f"{min(place, len(data)):,} of {len(data):,} bytes ({error})"
+        what = "is a part of it missing from the files of the model?"
+        raise UserError(f"model.bin is damaged or cut short after {read}; {what}") from None
     if place != len(data):
         raise UserError(f"model.bin is damaged: {len(data) - place:,} bytes follow its end")
     if aliases != TIED:
@@ -123,10 +122,8 @@ def convert(variables: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[np.fl
         if key in IGNORED:
             continue
         if values.dtype.kind != "f":
-            raise UserError(
-                f"model.bin: {key} is {values.dtype.name}, a quantized weight; only float16 and float32 models "
-                "make an exact baseline"
-            )
+            needed = "only float16 and float32 models make an exact baseline"
+            raise UserError(f"model.bin: {key} is {values.dtype.name}, a quantized weight; {needed}")
         modules, leaf = _target(key)
         if values.shape[0] % len(modules):
             raise UserError(f"model.bin: {key} has {values.shape[0]:,} rows, which is not {len(modules)} equal parts")
@@ -144,13 +141,12 @@ def convert(variables: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[np.fl
 
 def _target(key: str) -> tuple[list[str], str]:
     """Return the modules that a variable's values belong to, and the tensor's name in each (".weight", ".bias", "")."""
+    parent, _, leaf = key.rpartition("/")
+    match = re.fullmatch(r"(encoder|decoder)/layer_(\d+)/(.+)", parent)
     if key in NAMES:
         return [NAMES[key]], ""
-    parent, _, leaf = key.rpartition("/")
-    if leaf in LEAF:
-        if parent in NAMES:
-            return [NAMES[parent]], f".{LEAF[leaf]}"
-        match = re.fullmatch(r"(encoder|decoder)/layer_(\d+)/(.+)", parent)
-        if match and match[3] in IN_LAYER:
-            return [f"{match[1]}.layers.{match[2]}.{module}" for module in IN_LAYER[match[3]]], f".{LEAF[leaf]}"
+    if leaf in LEAF and parent in NAMES:
+        return [NAMES[parent]], f".{LEAF[leaf]}"
+    if leaf in LEAF and match and match[3] in IN_LAYER:
+        return [f"{match[1]}.layers.{match[2]}.{module}" for module in IN_LAYER[match[3]]], f".{LEAF[leaf]}"
     raise UserError(f"model.bin: {key} is no part of Whisper")

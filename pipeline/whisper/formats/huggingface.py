@@ -78,9 +78,8 @@ def normalize(where: str, source: Path, target: Path) -> int:
 
     config = read_json(where, source / "config.json")
     if config.get("model_type") != "whisper":
-        raise UserError(
-            f"{where}: {source} holds a model of type {config.get('model_type')!r}, but only whisper is known"
-        )
+        kind = repr(config.get("model_type"))
+        raise UserError(f"{where}: {source} holds a model of type {kind}, but only whisper is known")
     if "quantization_config" in config:
         raise UserError(f"{where}: {source} is quantized already; a baseline has its full weights")
     tokens = configs.special_tokens(read_json(where, source / "tokenizer.json"))
