@@ -101,8 +101,8 @@ def trial(corpus: Corpus, difference: float, unit: str, seed: int) -> tuple[bool
     if unit == "speaker":
         errors, words = statistics.per_group(errors, speakers), statistics.per_group(words, speakers)
     sampled = statistics.bootstrap(errors, words, RESAMPLES, seed)
-    of_fp32 = statistics.from_samples(errors, words, sampled)[0].rate_interval()
-    ours = statistics.from_samples(errors, words, sampled, base=0)[1].interval()
+    of_fp32 = statistics.estimates(errors, words, sampled)[0].rate_interval()
+    ours = statistics.estimates(errors, words, sampled, base=0)[1].interval()
     percentiles = np.percentile(sampled[1] - sampled[0], [2.5, 97.5])
     return _holds(ours, difference), _holds(percentiles, difference), _holds(of_fp32, corpus.wer)
 

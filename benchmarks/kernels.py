@@ -17,9 +17,8 @@ import torch
 
 from benchmarks.full_study import median
 from pipeline import backends
-from pipeline.core import params
+from pipeline.core import manifest, params
 from pipeline.core.params import BASELINE
-from pipeline.core import manifest
 from pipeline.whisper.network import Whisper
 
 POSITIONS = 64

@@ -16,13 +16,13 @@ CANDIDATE = Path("reports/candidate.json")
 
 def read(path: Path, maker: str) -> comparison.Json:
     """Read a JSON file that stage `maker` writes; raise UserError saying how to make it."""
+    again = f"'python -m pipeline.{maker} {path.stem}'"
     try:
-        value: comparison.Json = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{path} is not here; run 'dvc repro', or 'python -m pipeline.{maker} {path.stem}'") from None
+        raise UserError(f"{path} is not here; run 'dvc repro', or {again}") from None
     except ValueError:
-        raise UserError(f"{path} is not valid JSON; run 'python -m pipeline.{maker} {path.stem}' again") from None
-    return value
+        raise UserError(f"{path} is not valid JSON; run {again} again") from None
 
 
 def main() -> None:
@@ -33,8 +33,7 @@ def main() -> None:
     scores = {name: read(SCORES / f"{name}.json", "score") for name in names}
     comparison.check_same(scores)
     timings = {name: read(TIMINGS / f"{name}.json", "transcribe") for name in names}
-    rows = comparison.rows(scores, timings, scoring.resamples, scoring.seed)
-    table = [tables.rounded(row) for row in rows]
+    table = [tables.rounded(row) for row in comparison.rows(scores, timings, scoring.resamples, scoring.seed)]
     files.write_json(METRICS, comparison.metrics(table))
     files.write_json(CANDIDATE, comparison.candidate(table))
     files.write_text(tables.RESULTS, tables.to_csv(table))

@@ -1,6 +1,5 @@
 """Score one variant's transcripts: count word errors per utterance, then rates and intervals per split."""
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -21,15 +20,8 @@ def main(variant: str) -> None:
         split: wer.summarize(list(group), scoring.resamples, scoring.seed)
         for split, group in itertools.groupby(utterances, key=lambda utterance: utterance.split)
     }
-    files.write_json(
-        SCORES / f"{variant}.json",
-        {
-            "variant": variant,
-            "scoring": dataclasses.asdict(scoring),
-            "splits": splits,
-            "utterances": [dataclasses.asdict(utterance) for utterance in utterances],
-        },
-    )
+    found = {"variant": variant, "scoring": vars(scoring), "splits": splits, "utterances": [*map(vars, utterances)]}
+    files.write_json(SCORES / f"{variant}.json", found)
     for split, counts in splits.items():
         print(f"{variant}, {split}: {wer.described(counts)}")
 

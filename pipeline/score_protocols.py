@@ -18,7 +18,7 @@ SUMMED = (
     *("utterances", "words", "substitutions", "deletions", "insertions", "looping"),
     *("wer", "wer_without_loops", "insertions_per_minute"),
 )
-"""What is told of each protocol, out of everything that `wer.summarize` finds."""
+"""What protocol.csv has of `wer.summarize`."""
 
 
 def rows(lines: Sequence[dict[str, Any]], settings: params.Params) -> list[dict[str, Any]]:
@@ -29,34 +29,30 @@ def rows(lines: Sequence[dict[str, Any]], settings: params.Params) -> list[dict[
     scoring = settings.scoring
     own = settings.decoding.suppress_non_speech, settings.decoding.max_new_tokens
     decodings = {(line["suppress_non_speech"], line["max_new_tokens"]) for line in lines}
-    tried: list[tuple[tuple[bool, int], str]] = [(own, scoring.normalizer)]
-    tried += [(other, scoring.normalizer) for other in sorted(decodings - {own}, reverse=True)]
-    tried += [(own, name) for name in NORMALIZERS if name != scoring.normalizer]
+    usual: str = scoring.normalizer
+    tried = [(way, usual) for way in (own, *sorted(decodings - {own}, reverse=True))]
+    tried += [(own, name) for name in NORMALIZERS if name != usual]
     table = []
     for split in sorted({line["split"] for line in lines}):
         first: list[wer.Scored] = []
         for way, normalizer in tried:
-            keys = ("split", "suppress_non_speech", "max_new_tokens")
-            chosen = [line for line in lines if tuple(line[key] for key in keys) == (split, *way)]
+            protocol = dict(zip(("split", "suppress_non_speech", "max_new_tokens"), (split, *way), strict=True))
+            chosen = [line for line in lines if line.items() >= protocol.items()]
             utterances = wer.score(chosen, wer.normalizer(normalizer))
             summary = wer.summarize(utterances, scoring.resamples, scoring.seed)
-            delta = _difference(first, utterances, scoring) if first and summary["words"] else (None, None, None)
+            delta = _difference(first, utterances, scoring) if first and summary["words"] else (None,) * 3
             first = first or utterances
-            row = dict(zip(keys, (split, *way), strict=True)) | {"normalizer": normalizer}
-            row |= {column: summary[column] for column in SUMMED}
+            row = protocol | {"normalizer": normalizer} | {column: summary[column] for column in SUMMED}
             row |= dict(zip(("wer_delta", "wer_delta_low", "wer_delta_high"), delta, strict=True))
             table.append(tables.rounded(row | {"interval_unit": summary["interval_unit"]}))
     return table
 
 
-def _difference(
-    first: Sequence[wer.Scored], other: Sequence[wer.Scored], scoring: params.Scoring
-) -> tuple[float, float, float]:
+def _difference(first: list[wer.Scored], other: list[wer.Scored], scoring: params.Scoring) -> tuple[float, ...]:
     # A normalizer may split words differently, hence each one's own number of words.
-    wrong, words = (
-        np.array([[getattr(u, kind) for u in each] for each in (first, other)]) for kind in ("errors", "words")
-    )
-    speakers = [utterance.speaker for utterance in first]
+    wrong = np.array([[u.errors for u in each] for each in (first, other)])
+    words = np.array([[u.words for u in each] for each in (first, other)])
+    speakers = [u.speaker for u in first]
     found = statistics.by_unit(wrong, words, speakers, scoring.resamples, scoring.seed, base=0)
     difference = found[statistics.headline_unit(speakers)][1]
     return difference.value, *difference.interval()

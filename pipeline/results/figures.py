@@ -26,8 +26,7 @@ LOOKS = {
     "hqq": ("#009E73", "^"),
     "bnb": ("#CC79A7", "v"),
 }
-OTHER = ("#E69F00", "P")
-"""A backend that has no look of its own yet."""
+OTHER = ("#E69F00", "P")  # a backend that has no look of its own yet
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -42,26 +41,16 @@ STYLE = {
     "savefig.dpi": "figure",
 }
 
-Look = dict[str, Any]
-"""What matplotlib draws a line, a point or a text with."""
+Look = dict[str, Any]  # what matplotlib draws a line, a point or a text with
+DASHED: Look = {"color": "black", "linewidth": 0.8, "linestyle": "--"}  # the line at fp32's rate
+RING: Look = {"color": "none", "marker": "o", "markersize": 11, "markeredgecolor": "black"}  # around the candidate
+NOTE: Look = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}  # text beside a point or a bar
+FRONT: Look = {"color": "0.88", "linewidth": 4}  # the Pareto front
+PALE = 0.35  # opacity of bars without a significant difference
 
-DASHED: Look = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
-"""The line at fp32's rate."""
-
-RING: Look = {"color": "none", "marker": "o", "markersize": 11, "markeredgecolor": "black"}
-"""Around the candidate's point."""
-
-NOTE: Look = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
-"""Text beside a point or bar."""
-
-PALE = 0.35
-"""Opacity of bars without a significant difference."""
-
+Box = Sequence[float]  # left, bottom, right, top, in pixels
 ANGLES = (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)
 """Where a label may lie as seen from its point, in degrees; the first are preferred."""
-
-Box = Sequence[float]
-"""Left, bottom, right, top, in pixels."""
 
 
 def limit(results: "DataFrame") -> float:
@@ -102,22 +91,22 @@ def wer_vs_size(results: "DataFrame") -> "Figure":
     """Return the figure of rate against size: a panel per split, a point per variant with its own 95 % interval."""
     from matplotlib.figure import Figure
 
-    panels = [panel for _, panel in results.groupby("split", sort=False)]
-    figure = Figure(figsize=(9, 0.8 + 4.4 * len(panels)), layout="constrained")
-    every_axes = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
-    for axes, panel in zip(every_axes, panels, strict=True):
+    splits = results.groupby("split", sort=False)
+    figure = Figure(figsize=(9, 0.8 + 4.4 * len(splits)), layout="constrained")
+    figure.subplots(len(splits), 1)
+    for axes, (_, panel) in zip(figure.axes, splits, strict=True):
         _scatter(axes, panel)
-    every_axes[-1].set_xlabel("weights on disk, MB")
+    figure.axes[-1].set_xlabel("weights on disk, MB")
     rates = either(MEASURES[measure].name for measure in results.measure)
     notes = {
-        f"best {rates} at its size (Pareto front)": {"color": "0.88", "linewidth": 4},
+        f"best {rates} at its size (Pareto front)": FRONT,
         "candidate": RING,
         "beyond the axis": {"color": "none", "marker": "o", "markersize": 6, "markeredgecolor": "0.4"},
     }
     _legend(figure, results, notes)
     figure.draw_without_rendering()  # only a figure laid out knows where labels would collide
     figure.set_layout_engine("none")
-    for axes, panel in zip(every_axes, panels, strict=True):
+    for axes, (_, panel) in zip(figure.axes, splits, strict=True):
         _name_points(axes, panel)
     return figure
 
@@ -137,13 +126,12 @@ def _scatter(axes: "Axes", results: "DataFrame") -> None:
     if base.size_mb > axes.get_xlim()[1]:  # with fp32 inside, the others would crowd in a corner
         axes.annotate(f"{BASELINE},\n{base.size_mb:.0f} MB", (axes.get_xlim()[1], base.rate), (4, 0), **NOTE)
     front = pareto(results)
-    axes.step(front.size_mb, front.rate, where="post", color="0.88", linewidth=4, zorder=0)
+    axes.step(front.size_mb, front.rate, where="post", zorder=0, **FRONT)
     for row in results.itertuples():
         color, marker = _look(row)
-        point = row.size_mb, min(row.rate, top)
+        point, face = (row.size_mb, min(row.rate, top)), color if row.rate <= top else "white"
         if row.rate <= top:
             axes.vlines(row.size_mb, row.rate_low, row.rate_high, color=color, linewidth=1, alpha=0.4)
-        face = color if row.rate <= top else "white"
         axes.plot(*point, marker=marker, markersize=6, markerfacecolor=face, markeredgecolor=color)
         if row.variant == CANDIDATE:
             axes.plot(*point, **RING)
@@ -183,10 +171,10 @@ def differences(results: "DataFrame") -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    panels = [panel for _, panel in results.groupby("split", sort=False)]
-    figure = Figure(figsize=(3 + 4.2 * len(panels), 1.6 + 0.24 * len(panels[0])), layout="constrained")
-    every_axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    for axes, panel in zip(every_axes, panels, strict=True):
+    splits = results.groupby("split", sort=False)
+    figure = Figure(figsize=(3 + 4.2 * len(splits), 1.6 + 0.24 * results.variant.nunique()), layout="constrained")
+    figure.subplots(1, len(splits), sharey=True)
+    for axes, (_, panel) in zip(figure.axes, splits, strict=True):
         _bars(axes, panel)
     interval = f"95 % interval of the difference to fp32, by {either(results.interval_unit)}"
     pale = {"color": "0.5", "alpha": PALE, "marker": "s", "markersize": 8, "linestyle": ""}
@@ -228,10 +216,11 @@ def _look(row: Row) -> tuple[str, str]:
 def _legend(figure: "Figure", results: "DataFrame", notes: dict[str, Look], marker: str | None = None) -> None:
     from matplotlib.lines import Line2D
 
-    entries: dict[str, Look] = {}
-    for row in results[results.variant != BASELINE].itertuples():
-        color, own = _look(row)
-        entries[row.backend] = {"color": color, "marker": marker or own, "markersize": 6, "linestyle": ""}
+    looks = {row.backend: _look(row) for row in results.itertuples() if row.variant != BASELINE}
+    entries: dict[str, Look] = {
+        backend: {"color": color, "marker": marker or own, "markersize": 6, "linestyle": ""}
+        for backend, (color, own) in looks.items()
+    }
     entries |= {BASELINE: DASHED} | notes
     handles = [Line2D([], [], label=label, **look) for label, look in entries.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)

@@ -24,12 +24,9 @@ MAKERS = {
 }
 """The commands that write them."""
 
-LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes")
-"""Whose versions stand in results.csv."""
+LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes")  # whose versions stand in results.csv
 
-
-Row = Any
-"""A line of a frame, as its `itertuples` gives it: columns are attributes."""
+Row = Any  # a line of a frame, as its `itertuples` gives it: columns are attributes
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,10 @@ class Measure:
     """How the rate that leads a split is written."""
 
     name: str
-    head: str
-    """At the top of its column."""
-    title: str
-    """In full, with its unit."""
-    unit: str
-    """Behind a value."""
-    steps: str
-    """What a difference is counted in."""
+    head: str  # at the top of its column
+    title: str  # in full, with its unit
+    unit: str  # behind a value
+    steps: str  # what a difference is counted in
 
 
 MEASURES = {
@@ -55,9 +48,10 @@ MEASURES = {
 
 RESULT_COLUMNS = {
     # What was measured: results.csv has a line for each variant and split.
-    "variant": "key of `variants` in params.yaml, or `candidate`",
-    "split": "split of the corpus",
-    **{setting.name: f"{setting.name} of the variant in params.yaml" for setting in fields(Variant)},
+    "variant": "text: key of `variants` in params.yaml, or `candidate`",
+    "split": "text: split of the corpus",
+    **{setting.name: f"text: {setting.name} of the variant in params.yaml" for setting in fields(Variant)},
+    **{name: f"{name} of the variant in params.yaml" for name in ("bits", "group_size")},
     # The speech.
     "utterances": "number of utterances",
     "split_utterances": "utterances in the whole split, of which a limit may have chosen some",
@@ -73,10 +67,10 @@ RESULT_COLUMNS = {
     "character_errors": "edits of single characters",
     "wrong_utterances": "utterances with any error",
     "looping": "utterances whose text repeats itself over and over, where the reference does not",
-    "looping_ids": "the first 20 of them, and how many more there are",
+    "looping_ids": "text: the first 20 of them, and how many more there are",
     # Rates. Empty where the references hold no words: wer, cer and what follows from them.
-    "measure": "rate that leads this split: wer or insertions_per_minute",
-    "interval_unit": "what the bootstrap draws: speaker (from ten known ones on) or utterance",
+    "measure": "text: rate that leads this split: wer or insertions_per_minute",
+    "interval_unit": "text: what the bootstrap draws: speaker (from ten known ones on) or utterance",
     "wer": "word error rate, % of words",
     "cer": "character error rate, % of characters",
     "uer": "utterances with any error, %",
@@ -90,7 +84,7 @@ RESULT_COLUMNS = {
     # Verdicts on the difference to fp32; empty for fp32.
     "p_value": "two-sided p-value of no difference, by interval_unit",
     "p_holm": "the same after Holm's correction over all variants",
-    "verdict": "baseline, worse, better or no significant difference: by p_holm, at 0.05",
+    "verdict": "text: baseline, worse, better or no significant difference: by p_holm, at 0.05",
     "smallest_detectable": "true difference that would be found in four such corpora of five, in the measure's unit",
     "mapsswe_z": "NIST's matched pairs: z, positive where there are more errors than with fp32",
     "mapsswe_p": "its two-sided p-value, not corrected",
@@ -102,7 +96,7 @@ RESULT_COLUMNS = {
     "bytes_*": "bytes in total; of quantized weights; of their scales and zero points; of what is not quantized",
     "bits_per_weight": "bits of a quantized layer's weight, scales and zero points included",
     # Time and memory, of all splits together.
-    "device": "where it ran: cpu or cuda",
+    "device": "text: where it ran: cpu or cuda",
     "batch_size": "utterances in a batch, of the pass over all speech",
     "audio_s": "seconds of audio in that pass",
     "load_s": "seconds to load the checkpoint",
@@ -117,30 +111,23 @@ RESULT_COLUMNS = {
     "pass_peak_*": "the same two after the pass",
     "threads": "threads of the pass",
     "jobs": "stages that shared the machine",
-    "machine": "processor, or GPU where device is one",
-    "instructions": "instructions of the processor that kernels are chosen by, with a space between",
-    "versions_*": "version of Python and of each library",
+    "machine": "text: processor, or GPU where device is one",
+    "instructions": "text: instructions of the processor that kernels are chosen by, with a space between",
+    "versions_*": "text: version of Python and of each library",
 }
 COLUMNS = RESULT_COLUMNS | {
     # protocol.csv: fp32 on a split, decoded and scored in one way; the first line of a split is the study's own.
-    "suppress_non_speech": "True: tokens of sounds that are no speech were suppressed",
+    "suppress_non_speech": "text: True where tokens of sounds that are no speech were suppressed",
     "max_new_tokens": "most tokens of 30 s of audio",
-    "normalizer": "english, basic or none",
+    "normalizer": "text: english, basic or none",
     # engines.csv: one engine with the baseline.
-    "engine": "name and format",
+    "engine": "text: name and format",
     "time_ratio": "its time over ours",
     "texts_differ": "utterances whose text is not ours",
     "rounds": "rounds in which the engines took turns; times are medians",
-    "model": "key of `models` in catalog.yaml",
+    "model": "text: key of `models` in catalog.yaml",
 }
-"""What stands in a column, with its unit; * stands for anything at the end, at the beginning for another column."""
-
-TEXTS = (
-    "variant", "split", "backend", "format", "activations", "granularity", "symmetric", "double_quant", "include",
-    "exclude", "looping_ids", "measure", "interval_unit", "verdict", "device", "machine", "instructions",
-    "suppress_non_speech", "normalizer", "engine", "model",
-)  # fmt: skip
-"""Columns that are no numbers, like versions."""
+"""What stands in a column: a number, with its unit, or "text: ..."; * is anything, in front another column's name."""
 
 NEWER = {"split_utterances": float("nan"), "jobs": 1, "instructions": "", "model": ""}
 """Columns that earlier studies do not have, and what stands for them."""
@@ -160,13 +147,14 @@ _COLUMNS = {
 """What a file must have, by its name."""
 
 
-def is_documented(column: str) -> bool:
-    """Tell whether COLUMNS says what a column means, by its name or for a family of columns."""
-    families = [name.split("*") for name in COLUMNS if "*" in name]
-    return column in COLUMNS or any(
-        column.startswith(head) and column.endswith(tail) and (head or is_documented(column.removesuffix(tail)))
-        for head, tail in families
-    )
+def meaning(column: str) -> str:
+    """Return what COLUMNS says of a column, by its name or for a family of columns; "" where it says nothing."""
+    for name, text in COLUMNS.items():
+        head, family, tail = name.partition("*")
+        fits = family and column.startswith(head) and column.endswith(tail)
+        if column == name or (fits and (head or meaning(column.removesuffix(tail)))):
+            return text
+    return ""
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
@@ -174,21 +162,17 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
     p-values have six decimals: 0.0 is less than half a millionth.
     """
-    return {
-        key: round(value, 6 if key.startswith("p_") or key.endswith("_p") else 3) + 0.0  # turns -0.0 to 0.0
-        if isinstance(value, float)
-        else value
-        for key, value in row.items()
-    }
+    digits = {key: 6 if key.startswith("p_") or key.endswith("_p") else 3 for key in row}
+    # Adding 0.0 turns -0.0 to 0.0.
+    return {key: round(v, digits[key]) + 0.0 if isinstance(v, float) else v for key, v in row.items()}
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Return rows as CSV with every column that any row has; None is empty. A column must be documented here."""
     frame = pd.DataFrame(rows, dtype=object)
-    unknown = [column for column in frame if not is_documented(column)]
+    unknown = [column for column in frame if not meaning(column)]
     assert not unknown, f"document {unknown} in pipeline/results/tables.py"
-    text: str = frame.to_csv(index=False)
-    return text
+    return str(frame.to_csv(index=False))
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -204,7 +188,7 @@ def read(path: Path) -> pd.DataFrame:
         for column in _COLUMNS[path.name]:
             if column not in frame:
                 frame[column] = NEWER[column]
-        numbers = [name for name in frame if is_documented(name) and name not in TEXTS and name[:9] != "versions_"]
+        numbers = [name for name in frame if (text := meaning(name)) and not text.startswith("text: ")]
         frame[numbers] = frame[numbers].apply(pd.to_numeric)
         return _with_neutral(frame) if path.name == RESULTS.name else frame
     except FileNotFoundError:
@@ -215,10 +199,9 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def _with_neutral(frame: pd.DataFrame) -> pd.DataFrame:
+    if unknown := set(frame["measure"]) - set(MEASURES):
+        raise ValueError(f"measure {min(unknown)!r}")
     rows = frame.to_dict("records")
-    for measure in frame["measure"]:
-        if measure not in MEASURES:
-            raise ValueError(f"measure {measure!r}")
     for bound in ("", "_low", "_high"):
         frame[f"rate{bound}"] = [row[row["measure"] + bound] for row in rows]
         frame[f"delta{bound}"] = [row[f"{row['measure']}_delta{bound}"] for row in rows]

@@ -69,7 +69,7 @@ def word_errors(
     wrong: dict[str, list[int]], words: list[int], speakers: Sequence[str | None], resamples: int = 2000
 ) -> dict[str, comparison.Row]:
     """Return the differences of WER."""
-    return comparison.differences("wer", wrong, 1, words, speakers, resamples, seed=0)
+    return comparison.differences("wer", wrong, words, speakers, resamples, seed=0)
 
 
 @pytest.mark.parametrize(

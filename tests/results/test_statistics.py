@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.results import statistics
-from pipeline.results.statistics import Estimate
+from pipeline.results.statistics import Estimate, Ints
 
 
 def test_every_resample_draws_as_many_units_as_there_are() -> None:
@@ -46,10 +46,16 @@ def test_bootstrap_with_words_of_their_own_is_one_of_each() -> None:
     assert (both == alone).all()
 
 
+def estimates(errors: Ints, words: Ints, resamples: int, seed: int, base: int | None = None) -> list[Estimate]:
+    """Return the estimates by utterance."""
+    speakers = [None] * errors.shape[1]
+    return statistics.by_unit(errors, words, speakers, resamples, seed, base)["utterance"]
+
+
 def test_estimate_of_two_units() -> None:
     # 10 % and 0 % of equally many words: resamples give 0, 5, 5 or 10 %, whose standard deviation is sqrt(12.5), times
     # sqrt(2 / 1) for having only two units; and two units leave one degree of freedom.
-    (estimate,) = statistics.estimates(np.array([[1, 0]]), np.array([[10, 10]]), resamples=20_000, seed=0)
+    (estimate,) = estimates(np.array([[1, 0]]), np.array([[10, 10]]), resamples=20_000, seed=0)
     assert (estimate.value, estimate.units, estimate.freedom) == (5.0, 2, 1.0)
     assert estimate.error == pytest.approx(5.0, rel=0.02)
 
@@ -57,7 +63,7 @@ def test_estimate_of_two_units() -> None:
 def test_standard_error_is_what_theory_gives() -> None:
     # For utterances of the same length, a corpus rate is a mean: its standard error is s / sqrt(n).
     wrong = np.random.default_rng(5).poisson(1.0, size=(1, 400))
-    (estimate,) = statistics.estimates(wrong, np.full((1, 400), 10), resamples=10_000, seed=0)
+    (estimate,) = estimates(wrong, np.full((1, 400), 10), resamples=10_000, seed=0)
     assert estimate.error == pytest.approx(100 * (wrong / 10).std(ddof=1) / 20, rel=0.03)
     assert estimate.value == pytest.approx(100 * (wrong / 10).mean())
 
@@ -65,7 +71,7 @@ def test_standard_error_is_what_theory_gives() -> None:
 def test_a_difference_is_paired_and_exactly_nothing_between_equal_errors() -> None:
     wrong = np.random.default_rng(0).poisson(1.0, size=50)
     words = np.full((1, 50), 20)
-    base, same, worse = statistics.estimates(np.array([wrong, wrong, wrong + 1]), words, resamples=500, seed=3, base=0)
+    base, same, worse = estimates(np.array([wrong, wrong, wrong + 1]), words, resamples=500, seed=3, base=0)
     assert (base.value, base.error) == (0.0, 0.0)
     assert (same.value, same.error, same.interval(), same.p_value()) == (0.0, 0.0, (0.0, 0.0), 1.0)
     assert (worse.value, worse.error) == pytest.approx((5.0, 0.0))  # one more error in each 20 words, whoever is drawn

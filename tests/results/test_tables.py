@@ -33,7 +33,7 @@ TABLES = sorted([*ROOT.glob("reports/*.csv"), *ROOT.glob("studies/*/*.csv")])
     ],
 )
 def test_what_is_documented(column: str, documented: bool) -> None:
-    assert tables.is_documented(column) == documented
+    assert bool(tables.meaning(column)) == documented
 
 
 def test_a_column_that_is_not_documented_is_not_written() -> None:
@@ -60,11 +60,11 @@ def test_committed_tables_are_documented_and_can_be_read(path: Path) -> None:
     """Those of earlier studies, too, which have no columns of their whole splits, jobs and instructions."""
     with path.open() as file:
         lines = list(csv.DictReader(file))
-    assert [column for column in lines[0] if not tables.is_documented(column)] == []
+    assert [column for column in lines[0] if not tables.meaning(column)] == []
     read = tables.read(path)
     assert len(read) == len(lines)
     for column, kind in read.dtypes.items():
-        text = column in tables.TEXTS or str(column).startswith("versions_")
+        text = tables.meaning(str(column)).startswith("text: ")
         assert str(kind) in (("str",) if text else ("int64", "float64")), column
     missing = {column for column in read.columns if column not in lines[0]}
     assert missing <= {
