@@ -31,8 +31,7 @@ ROW_GROUP = 16  # utterances; what a reader holds in memory at once
 def select(speakers: Mapping[str, str], limit: int | None, seed: int) -> list[str]:
     """Choose up to `limit` of the ids (keys of `speakers`), as many of each speaker as can be; return them sorted.
 
-    The order of speakers and of their utterances is that of a hash of seed and name: the same on every machine and
-    Python, and a larger limit only adds utterances.
+    Hashes of seed and name give the order: the same everywhere, and a larger limit only adds utterances.
     """
 
     def shuffled(names: Iterable[str]) -> list[str]:
@@ -88,8 +87,7 @@ def calibrating(settings: "params.Calibration", entry: "params.Corpus") -> Chose
 def rows(folder: Path, archives: list[Path], split: str, recordings: list[layouts.Recording]) -> Iterator[Row]:
     """Yield the table's rows in the order of `recordings`, with checked audio; raise UserError for a broken one.
 
-    Archives have an order of their own, so the audio waits in a nameless temporary file in `folder`: memory does not
-    grow with the corpus.
+    Archives have another order, so the audio waits in a temporary file in `folder`, and not in memory.
     """
     from tqdm import tqdm
 

@@ -38,8 +38,8 @@ def supports(variant: Variant) -> Variant:
 def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
     """Quantize the weights with `quantize_dynamic`; for static variants, the inputs with what an observer has seen.
 
-    Static variants leave the outputs in floating point, where residual sums take them up: int8 cannot hold Whisper's
-    outliers there (one layer of tiny.en spans -625 to 136, and quantizing it alone ruins the transcripts).
+    Outputs stay in floating point: int8 cannot hold the outliers of Whisper's residual sums (one layer of tiny.en spans
+    -625 to 136, and quantizing it alone ruins the transcripts).
     """
     from torch.ao import quantization
 

@@ -31,10 +31,8 @@ def download(
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise UserError(f"{where}: {file!r} is not a file inside the repository; correct its files in catalog.yaml")
         if entry.files[file] is None and not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise UserError(
-                f"{where}: nothing pins {file}: revision {revision!r} can move, so give a commit's 40 digits "
-                f"or the SHA-256 of {file}"
-            )
+            way_out = f"give a commit's 40 digits or the SHA-256 of {file}"
+            raise UserError(f"{where}: nothing pins {file}: revision {revision!r} can move, so {way_out}")
         with _explained(where, kind, repo, revision, file):
             _get(where, kind, repo, revision, file, folder, entry.files[file])
     return folder
@@ -58,10 +56,8 @@ def _get(where: str, kind: str, repo: str, revision: str, file: str, folder: Pat
         path.unlink()
         what = "SHA-256" if len(digest) == 64 else "git object name"
         other = ", or correct the digest in catalog.yaml if the publisher has changed the file" if pinned else ""
-        raise UserError(
-            f"{where}: the {what} of {file} is {got}, but {digest} was expected; the file was removed: "
-            f"run it again{other}"
-        )
+        found = f"{where}: the {what} of {file} is {got}, but {digest} was expected"
+        raise UserError(f"{found}; the file was removed: run it again{other}")
 
 
 def _digest(path: Path, like: str) -> str:

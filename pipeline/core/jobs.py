@@ -1,10 +1,9 @@
 """Run the variants' stages, several at once: quantize, transcribe and score of one variant are a job.
 
 One DVC runs one stage after the other. Several run side by side where each is told its stages, and to wait while
-another one writes dvc.lock. `dvc repro` does the rest afterwards.
-
-Where there are several GPUs they are dealt out. Cores are shared equally, unless OMP_NUM_THREADS is set: equal threads
-give equal texts. What a job says is shown when it has ended, and its last line at any time on a terminal.
+another one writes dvc.lock; `dvc repro` does the rest afterwards. GPUs are dealt out. Cores are shared equally, unless
+OMP_NUM_THREADS is set: equal threads give equal texts. A terminal shows each job's last line; all it said comes when it
+has ended.
 """
 
 import concurrent.futures

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.core.errors import UserError
 
 JOBS = "WHISPER_PTQ_JOBS"
-"""Set by `pipeline.jobs`: how many stages share the machine."""
+"""Set by `pipeline.core.jobs`: how many stages share the machine."""
 
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """What PyTorch and the libraries choose their kernels by."""

@@ -1,6 +1,6 @@
 """Files that a package index ships as packages: downloaded and verified as data, never installed, built or imported.
 
-`pip download` is no way to get them: it runs an sdist's own build code.
+Not by `pip download`: it runs an sdist's own build code.
 """
 
 import os

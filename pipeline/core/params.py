@@ -1,10 +1,7 @@
 """params.yaml and catalog.yaml as typed, validated values: the one place that knows their keys.
 
-params.yaml is the form that one fills in for each run, catalog.yaml lists the models and corpora there are. Every stage
-reads its settings through `read`, so a misspelt key or an impossible value is refused with one sentence before any work
-starts, whichever stage meets it first.
-
-A default of `Variant` decides what a checkpoint holds, and DVC does not see it change: see CONTRIBUTING.md.
+Every stage reads its settings through `read`, so that a misspelt key or an impossible value is refused with one
+sentence before any work starts. DVC does not see a default change: CONTRIBUTING.md says what to do.
 """
 
 from dataclasses import field

@@ -1,8 +1,7 @@
 """Finished pieces of a long stage's output, kept beside it: a crash costs one piece.
 
-DVC removes the outs of a stage before it runs the stage; the pieces are none of them, so the next run finds them. They
-stay when the output is written, as DVC may still fail to record it; `compare`, which runs when all is recorded, removes
-them.
+They are no outs, which DVC removes before it runs a stage, so the next run finds them. They stay when the output is
+written, as DVC may still fail to record it; `compare`, which runs when all is recorded, removes them.
 """
 
 import hashlib

@@ -38,9 +38,9 @@ def run(main: Callable[..., None]) -> None:
 
 @contextlib.contextmanager
 def guarded(name: str) -> Iterator[None]:
-    """Turn a user's mistake, a full disk and an interruption into one line and a non-zero exit.
+    """Turn a user's mistake, a full disk and an interruption (Ctrl-C, `kill`, the terminal's end) into one line.
 
-    Interruptions are Ctrl-C, `kill` and the end of the terminal. Everything else is a bug and keeps its traceback.
+    Everything else is a bug and keeps its traceback.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the end of the terminal
@@ -94,10 +94,7 @@ def _end_with_parents() -> None:
 
 
 def _dvc() -> int:
-    """Return DVC's process ID: the first process above this one that has not been told the stage's name.
-
-    The shell in which DVC runs a stage may stand between the two: dash and fish wait, bash becomes the stage.
-    """
+    """Return DVC's process ID: the first process above that has not been told the stage's name, as shells have."""
     told = f"\0DVC_STAGE={os.environ['DVC_STAGE']}\0".encode()
     pid = os.getppid()
     while told in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():

@@ -1,6 +1,6 @@
 """What drives a model while its activations are calibrated: sound as features, and the baseline's own tokens for it.
 
-The baseline's transcripts need no reference text, and a model that is half calibrated does not get to babble.
+That needs no reference text, and a model that is half calibrated does not get to babble.
 """
 
 import json

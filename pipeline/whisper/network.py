@@ -1,9 +1,7 @@
 """Whisper as plain PyTorch modules, with the module and parameter names of Hugging Face's checkpoints.
 
-Why not Transformers' own class: importing it takes four times as long as importing torch, which the study pays twice
-for every variant; and a decoding loop over preallocated caches is faster than `generate` (see benchmarks/). The names
-are the same, so checkpoints load in Transformers, and the tests hold both implementations' logits together.
-
+Why not Transformers' class: importing it takes four times as long as torch, twice for every variant, and a loop over
+preallocated caches decodes faster than `generate` (see benchmarks/). Tests hold the logits of both together.
 Architecture: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356).
 """
 
@@ -155,10 +153,8 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, config.encoder_attention_heads, config.encoder_ffn_dim)
-            for _ in range(config.encoder_layers)
-        )
+        sizes = width, config.encoder_attention_heads, config.encoder_ffn_dim
+        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -178,10 +174,8 @@ class Decoder(nn.Module):
         width = config.d_model
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.embed_positions = nn.Embedding(config.max_target_positions, width)
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, config.decoder_attention_heads, config.decoder_ffn_dim)
-            for _ in range(config.decoder_layers)
-        )
+        sizes = width, config.decoder_attention_heads, config.decoder_ffn_dim
+        self.layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, caches: list[tuple[Cache, Cache]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""pipeline.jobs: several DVCs side by side."""
+"""pipeline.core.jobs: several DVCs side by side."""
 
 import os
 import shutil

@@ -48,9 +48,8 @@ def check(name: str, data: bytes) -> Audio:
             announced = _announced(name, data) if file.format == "WAV" else file.frames
             kind, subtype, samples = file.format, file.subtype, file.read(dtype="int16")
     except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{name}: the audio cannot be decoded, it is damaged or cut short ({error.error_string.strip(' .')})"
-        ) from None
+        reason = error.error_string.strip(" .")
+        raise UserError(f"{name}: the audio cannot be decoded, it is damaged or cut short ({reason})") from None
     if len(samples) < announced:
         raise UserError(f"{name}: the audio is cut short, {len(samples):,} of {announced:,} samples are there")
     if kind == "WAV":

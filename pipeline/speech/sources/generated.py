@@ -1,11 +1,9 @@
 """Silence and noise, made here rather than downloaded: whatever a model writes on it, it has made up.
 
-Split `silence` is what a microphone gives while nobody speaks, split `noise` what it gives in a car, beside a fan or on
-a bad cable. An utterance lasts 2 to 30 s, each length equally likely. Its "speaker" is the kind of sound, its "chapter"
-the level: `noise/pink/35/pink-35-0005.flac` is pink noise 35 dB below full scale, which is 20 log10(2^15 / root mean
-square); speech is commonly recorded at 20 to 30. The kinds are chosen rather than drawn from many, so an interval says
-what another recording of the same kinds would give, and is by utterance: kinds are fewer than
-`statistics.MIN_SPEAKERS`.
+Split `silence` is what a microphone gives while nobody speaks, `noise` what it gives in a car, beside a fan or on a bad
+cable. An utterance lasts 2 to 30 s, each length equally likely. Its "speaker" is the kind of sound, its "chapter" the
+level: `noise/pink/35/pink-35-0005.flac` is pink noise 35 dB below full scale, 20 log10(2^15 / root mean square); speech
+is commonly recorded at 20 to 30. Intervals are by utterance: of other recordings of the same few kinds.
 """
 
 import math
