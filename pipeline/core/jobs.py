@@ -54,16 +54,13 @@ def environments(count: int, device: str) -> list[dict[str, str]]:
         stage.JOBS_PID: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
     }
-    gpus = _gpus() if device in ("auto", "cuda") else []
+    gpus: list[str] = []
+    if device in ("auto", "cuda"):
+        import torch
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = (visible.split(",") if visible else [*map(str, range(64))])[: torch.cuda.device_count()]
     return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {}) for n in range(count)]
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
 class Pool:

@@ -22,6 +22,9 @@ T = TypeVar("T")
 _LIBRARIES = ("numpy", "pyarrow", "safetensors", "soundfile", "tokenizers")
 """Those that have a part in the text of an utterance, besides the ones that `machine.describe` lists."""
 
+_FINISHED = "finished"
+"""A file that is among the pieces when what they are pieces of is written."""
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -57,7 +60,7 @@ class Pieces:
         """Find what an interrupted run has left for `output`, and remove what is of another key."""
         self._folder = output.with_name(f".{output.name}.pieces")
         found = _read(self._folder / "key.json")
-        again = output.exists() and _finished(self._folder).exists()  # somebody wants it once more, without DVC
+        again = output.exists() and (self._folder / _FINISHED).exists()  # somebody wants it once more, without DVC
         if found != key or again:
             if isinstance(found, dict) and not again:
                 other = ", ".join(name for name in key if found.get(name) != key[name])
@@ -93,7 +96,7 @@ class Pieces:
 
     def finish(self) -> None:
         """Note that the output is written."""
-        _finished(self._folder).touch()
+        (self._folder / _FINISHED).touch()
 
     def _file(self, name: str) -> Path:
         return self._folder / f"piece-{name}.json"
@@ -101,13 +104,8 @@ class Pieces:
 
 def remove_finished(folder: Path) -> None:
     """Remove the pieces, anywhere in `folder`, of outputs that are written."""
-    for finished in list(folder.rglob(f".*.pieces/{_finished(Path()).name}")):
+    for finished in list(folder.rglob(f".*.pieces/{_FINISHED}")):
         files.remove(finished.parent)
-
-
-def _finished(pieces: Path) -> Path:
-    """Name the file that is in a folder of pieces when what they are pieces of is written."""
-    return pieces / "finished"
 
 
 def _digest(paths: Iterable[Path], root: Path) -> str:

@@ -4,9 +4,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.core import hub, package
+from pipeline.core import http, hub, package
 from pipeline.core.errors import UserError, suggestion
-from pipeline.speech.sources import directory, layouts, openslr
+from pipeline.speech.sources import directory, layouts
 
 if TYPE_CHECKING:
     from pipeline.core.params import Corpus
@@ -20,7 +20,8 @@ def download(name: str, corpus: "Corpus", splits: list[str]) -> None:
     if corpus.source == "package":
         package.download(f"corpus {name!r}", corpus.files, folder)
     elif corpus.source == "openslr":
-        openslr.download(name, corpus, splits, folder)
+        for split in splits:
+            _openslr(name, corpus, f"{split}.tar.gz", folder)
     elif corpus.source == "hub":
         for split in splits:
             hub.download(f"corpus {name!r}", "dataset", corpus, _parquet(name, corpus, split), folder)
@@ -30,6 +31,15 @@ def download(name: str, corpus: "Corpus", splits: list[str]) -> None:
         generated.download(name, corpus, splits, folder)
     else:
         directory.download(name, corpus, splits, folder)
+
+
+def _openslr(name: str, corpus: "Corpus", file: str, folder: Path) -> None:
+    """Get an archive as OpenSLR publishes it, from the first mirror that gives it."""
+    mirrors = [corpus.url] if isinstance(corpus.url, str) else corpus.url or []
+    if not (digest := corpus.files.get(file)):
+        where = f"corpus {name!r}: the SHA-256 of {file} is missing"
+        raise UserError(f"{where}; add it to corpora.{name}.files, so that the archive can be verified")
+    http.download([f"{mirror.rstrip('/')}/{file}" for mirror in mirrors], folder / file, digest)
 
 
 def archives(name: str, corpus: "Corpus", split: str) -> list[Path]:
