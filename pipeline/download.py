@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 def needed(settings: "params.Params") -> dict[str, list[str]]:
     """Name the splits to get, by corpus: those that are scored, and the one that calibrates."""
     splits = {settings.corpus: list(settings.corpora[settings.corpus].splits)}
-    calibration = splits.setdefault(settings.calibration.corpus, [])
-    if settings.calibration.split not in calibration:
-        calibration.append(settings.calibration.split)
-    return splits
+    splits.setdefault(settings.calibration.corpus, []).append(settings.calibration.split)
+    return {corpus: list(dict.fromkeys(names)) for corpus, names in splits.items()}
 
 
 def main() -> None:

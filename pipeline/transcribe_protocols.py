@@ -1,8 +1,7 @@
 """Transcribe the corpus with fp32 under other decoding protocols: with and without suppression, in fewer tokens.
 
-Published error rates of one checkpoint differ by points (arXiv 2511.08093 reports 11.88 % on test-other for
-Whisper-small, its model card 7.63 %). What protocols differ in, and papers leave out, is whether tokens for sounds that
-are no speech may be written, and how many tokens a loop may go on for. `score_protocols` tells what moves the rate.
+Published error rates of one checkpoint differ by points: 11.88 % for Whisper-small on test-other in arXiv 2511.08093,
+7.63 % on its model card. Papers leave out whether non-speech tokens may be written, and how long a loop may go on.
 """
 
 import itertools

@@ -89,10 +89,9 @@ def load(folder: Path, device: str) -> "backends.Whisper":
 
 
 def _keep_outputs(model: "backends.Whisper") -> None:
-    """Leave quantized layers' outputs in floating point.
+    """Leave quantized layers' outputs in floating point, as what follows a Linear layer in Whisper is not quantized.
 
-    What follows a Linear layer in Whisper (residual sums, LayerNorm, attention over caches) is not quantized, so that
-    quanto's own streamlining takes this decision for every layer; its checkpoints do not record it.
+    quanto's own streamlining decides the same for every layer; its checkpoints do not record it.
     """
     from optimum.quanto.nn import QModuleMixin
 
@@ -102,10 +101,9 @@ def _keep_outputs(model: "backends.Whisper") -> None:
 
 
 def _unpack_without_compiler() -> None:
-    """Unpack int4 and int2 weights with PyTorch's operators.
+    """Unpack int4 and int2 weights with PyTorch's operators, to the same integers.
 
-    quanto would compile an extension for it at first use, which takes half a minute and fails where there is no
-    compiler. The integers are the same.
+    quanto would compile an extension at first use: half a minute, and a failure where there is no compiler.
     """
     from types import SimpleNamespace
 

@@ -19,20 +19,14 @@ if TYPE_CHECKING:
 
 
 def download(where: str, wanted: "Files", folder: Path) -> list[Path]:
-    """Get the files `wanted` (sdists or wheels) from the package index into `folder`; raise UserError on failure.
-
-    `where` names the entry of catalog.yaml in errors, such as "corpus 'sample'".
-    """
-    paths = []
+    """Get the files `wanted` (sdists or wheels) from the package index into `folder`; raise UserError on failure."""
     for file, digest in wanted.items():
         if not digest:
             raise UserError(f"{where}: the SHA-256 of {file} is missing; only what can be verified is used")
-        target = folder / file
         project = _project(where, file)  # also refuses a name that would leave the folder
-        if not http.kept(target, digest):
-            http.download([_address(where, project, file)], target, digest)
-        paths.append(target)
-    return paths
+        if not http.kept(folder / file, digest):
+            http.download([_address(where, project, file)], folder / file, digest)
+    return [folder / file for file in wanted]
 
 
 def _project(where: str, file: str) -> str:

@@ -1,6 +1,7 @@
 """Speech archives as streams (tar, wheel, Parquet): pack them, list their utterances, read the bytes of chosen ones.
 
-Nothing is extracted to the disk, so no member's name can lead anywhere.
+Nothing is extracted to the disk, so no member's name can lead anywhere. What is missing, damaged or there twice is a
+UserError.
 """
 
 import io
@@ -44,10 +45,7 @@ def pack(target: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 
 def members(archives: list[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the name of every file in `archives`, with its bytes where it is `wanted`; of Parquet, ids and audio.
-
-    Raises UserError when an archive is missing or damaged.
-    """
+    """Yield the name of every file in `archives`, with its bytes where it is `wanted`; of Parquet, ids and audio."""
     for archive in archives:
         with _reading(archive):
             if archive.suffix == ".parquet":
@@ -88,10 +86,7 @@ def _zip(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
 
 
 def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording]:
-    """List a split as `datasets` keeps it: columns id, text, audio (its bytes inside), and speaker_id or speaker.
-
-    Raises UserError for a repeated id, and for columns that are not there.
-    """
+    """List a split as `datasets` keeps it: columns id, text, audio (its bytes inside), and speaker_id or speaker."""
     import pyarrow
     import pyarrow.parquet
 
@@ -116,11 +111,7 @@ def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording
 
 
 def librispeech(where: str, archives: list[Path], split: str) -> dict[str, Recording]:
-    """List a split laid out as `[LibriSpeech/]<split>/<speaker>/<chapter>/<id>.flac`, `<speaker>-<chapter>.trans.txt`.
-
-    `where` names the corpus in errors. Raises UserError for a repeated id, a file in the wrong chapter, a transcript
-    without audio, and a split that is not there.
-    """
+    """List a split in LibriSpeech's layout: `<split>/<speaker>/<chapter>/<id>.flac`, `<speaker>-<chapter>.trans.txt`."""
     pattern = re.compile(r"(?:LibriSpeech/)?([^/]+)/([^/]+)/([^/]+)/([^/]+?)(\.flac|\.trans\.txt)")
     audio: dict[str, tuple[str, str]] = {}
     texts: dict[str, str] = {}
@@ -150,7 +141,7 @@ def sphinx(where: str, archives: list[Path], folder: str, split: str) -> dict[st
     """List a split laid out as CMU Sphinx does: `<folder>/<split>/[*.]fileids`, `[*.]transcription` and `<id>.wav`.
 
     Lines of the transcription are `<s> text </s> (id)`. The speaker is what precedes the last hyphen or underscore
-    of the id, else the split's name. Raises UserError as `librispeech` does.
+    of the id, else the split's name.
     """
     pattern = re.compile(rf"{re.escape(folder.strip('/'))}/([^/]+)/((?:[^/]+\.)?(fileids|transcription)|[^/]+\.wav)")
     ids: list[str] = []
