@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ from pipeline.results.findings import ENVIRONMENT
 from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS
 
 STUDIES = Path("studies")
-OPTIONAL = (PROTOCOL, ENGINES)
-"""Tables that a study has where they were measured."""
-
+OPTIONAL = (PROTOCOL, ENGINES)  # tables that a study has where they were measured
 CHANGED_BY_RUNS = ("params.yaml", "catalog.yaml", "dvc.lock", "reports", "studies")
 """Files that experiments and studies change themselves: whatever else differs from the commit is code."""
 
@@ -43,11 +41,9 @@ def main(name: str) -> None:
         )
     settings = params.read()
     results = tables.read(RESULTS)
-    check_variants(settings.names, results)
-    optional = [path for path in OPTIONAL if path.exists()]
-    read = {path: tables.read(path) for path in optional}
-    if ENGINES in read:
-        check_engines(settings.model, read[ENGINES])
+    optional = {path: tables.read(path) for path in OPTIONAL if path.exists()}
+    if ENGINES in optional:
+        check_engines(settings.model, optional[ENGINES])
     described = environment(results)
     check_versions(described["packages"] | {"python": described["python"]}, results)
     check_up_to_date()
@@ -60,22 +56,10 @@ def main(name: str) -> None:
         for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, *optional):
             shutil.copyfile(file, folder / file.name)
         shutil.copytree(figures.FIGURES, folder / figures.FIGURES.name, copy_function=shutil.copyfile)
-        files.write_text(folder / page.UTTERANCES, "".join(utterances + heard))
+        files.write_text(folder / "utterances.txt", "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
-        write_page(folder, name)
+        files.write_text(folder / "README.md", page.text(folder, name))
     print(f"{STUDIES / name}: {len(settings.names)} variants on {len(utterances)} utterances")
-
-
-def write_page(folder: Path, name: str) -> None:
-    """Write README.md of a study from its other files."""
-    files.write_text(folder / "README.md", page.text(folder, name))
-
-
-def check_variants(names: Sequence[str], results: pd.DataFrame) -> None:
-    """Raise UserError unless the results are of the variants that params.yaml names."""
-    for name in sorted({*results.variant} ^ {*names}):
-        which = "has no results of" if name in names else "has results of another variant,"
-        raise UserError(f"{RESULTS} {which} {name!r}, so it does not fit {params.FILE}; run 'dvc repro' first")
 
 
 def check_engines(model: str, engines: pd.DataFrame) -> None:
@@ -141,11 +125,11 @@ if __name__ == "__main__":
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
     chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
-    chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print a study's tables for a README")
+    chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print its variants as a table for a README")
     arguments = parser.parse_args()
     with stage.guarded("study"):
         if arguments.page:
-            write_page(arguments.page, arguments.page.resolve().name)
+            files.write_text(arguments.page / "README.md", page.text(arguments.page, arguments.page.resolve().name))
         elif arguments.headline:
             print(page.headline(arguments.headline))
         else:

@@ -154,6 +154,12 @@ def protocols(*rows: Row) -> DataFrame:
         return tables.read(Path(folder) / "protocol.csv")
 
 
+def sections(page: str) -> dict[str, str]:
+    """Return what stands under each head of a study's page, and under its title."""
+    title, *others = page.split("\n## ")
+    return {"": title} | {head: body.strip() for head, _, body in (part.partition("\n\n") for part in others)}
+
+
 def write(folder: Path, lines: Sequence[Row] = tuple(LINES), **settings: Any) -> Path:
     """Write what a page is made of: the project's params.yaml with other settings, results and environment."""
     folder.mkdir()

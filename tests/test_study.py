@@ -189,15 +189,16 @@ def test_results_that_are_not_here_are_refused() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_results_of_other_variants_are_refused() -> None:
+    stale = "stage 'compare' is not up to date; run 'dvc repro' first"
     Path("reports/results.csv").write_text(table([line for line in LINES if line["variant"] != "quanto-int8"]))
-    assert refusal() == (
-        "reports/results.csv has no results of 'quanto-int8', so it does not fit params.yaml; run 'dvc repro' first"
-    )
+    assert refusal() == stale
     Path("reports/results.csv").write_text(table([*LINES, line("dropped", 0, 0, 0)]))
-    assert refusal() == (
-        "reports/results.csv has results of another variant, 'dropped', so it does not fit params.yaml; "
-        "run 'dvc repro' first"
-    )
+    assert refusal() == stale
+
+
+def test_results_of_before_a_variant_was_added_are_refused(project: Study) -> None:
+    project.edit(lambda raw: raw["variants"].update(added={"backend": "hqq", "bits": 4}))
+    assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
 
 
 @pytest.mark.usefixtures("project")

@@ -46,15 +46,13 @@ def table(rows: Sequence[Row]) -> Table:
     for head in [*heads, "loops", *["no loops"] * loops, "RTFx"]:
         grid.add_column(head, justify="left" if head in ("variant", "verdict") else "right", no_wrap=True)
     for row in rows:
-        rate = [number(row.rate), interval(row.rate_low, row.rate_high)]
         change = [number(row.delta, "+"), interval(row.delta_low, row.delta_high, "+")]
-        change = ["", ""] if row.verdict == "baseline" else change
-        shows = "" if pd.isna(row.smallest_detectable) else number(row.smallest_detectable)
-        verdict = "n.s." if row.verdict == ALIKE else row.verdict  # the whole words would make the lines too long
-        without = "-" if pd.isna(row.wer_without_loops) else number(row.wer_without_loops)
-        cells = [row.variant, f"{row.size_mb:.1f}", f"{row.size_reduction:.1f}%", *rate, *change, verdict, shows]
-        cells += [f"{row.looping}", *[without if row.looping else ""] * loops, f"{row.rtfx:.1f}"]
-        grid.add_row(*cells)
+        cells = [row.variant, f"{row.size_mb:.1f}", f"{row.size_reduction:.1f}%", number(row.rate)]
+        cells += [interval(row.rate_low, row.rate_high), *(["", ""] if row.verdict == "baseline" else change)]
+        cells += ["n.s." if row.verdict == ALIKE else row.verdict]  # the whole words would make the lines too long
+        cells += [number(row.smallest_detectable), f"{row.looping}"]
+        cells += [(number(row.wer_without_loops) or "-") if row.looping else ""] * loops
+        grid.add_row(*cells, f"{row.rtfx:.1f}")
     return grid
 
 

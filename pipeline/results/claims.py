@@ -8,42 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from pipeline.core.params import Variant
 from pipeline.results.statistics import WER
 from pipeline.results.tables import Row
-from pipeline.results.text import ALIKE, change, markdown, number
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-SPLITS = ("test-clean", "test-other")
-"""What the paper's claims are about."""
-
-BASELINE_OTHER = 11.88
-"""The paper's WER of fp32 on test-other, in per cent."""
-
-MODEL_CARD_OTHER = 7.63
-"""What Whisper-small's model card says it is, in per cent."""
+SPLITS = ("test-clean", "test-other")  # what the claims are about
+BASELINE_OTHER = 11.88  # the paper's WER of fp32 on test-other, in per cent
+MODEL_CARD_OTHER = 7.63  # the same by Whisper-small's model card
+EXCESS = BASELINE_OTHER - MODEL_CARD_OTHER
 
 SMALL_MB = {"fp32": 966.9, "quanto-int8": 412.2, "hqq-int3": 278.3, "bnb-nf4": 285.7, "bnb-nf4-dq": 276.5}
 """Sizes of Whisper-small by arithmetic, which tests/backends/test_sizes.py finds too, in MB."""
+SMALL_SAVES = {name: 100 * (1 - megabytes / SMALL_MB["fp32"]) for name, megabytes in SMALL_MB.items()}  # per cent
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
-
-RULES = """\
-- A claim to be *better* holds where the verdict is "better", and does not hold where it is "worse".
-- A claim of *about +x points* does not hold where the 95 % interval leaves x out, and holds where x is in it and the
-  verdict is "worse".
-- A claim of *at most +x points* holds where the whole interval is at or below x, and does not hold where all of it is
-  above.
-- *Fewer bits cost more* holds within a library where the fewest bits have their whole interval above that of the most
-  bits, and does not hold where any interval lies below that of more bits.
-- A claim about Whisper-small's size holds where the saving is within one point of it; other models have other shares
-  of quantized weights and tell nothing.
-- Everything else cannot be told; where a verdict is "no significant difference", the smallest difference that the
-  corpus would have shown stands beside it."""
 
 
 def improves(row: Row) -> str:
@@ -86,8 +67,7 @@ class Claim:
     """One sentence of the paper, about single variants."""
 
     text: str
-    split: str | None
-    """None: about sizes."""
+    split: str | None  # None: about sizes
     applies: Callable[[Variant], bool]
     judge: Callable[[Row], str]
 
@@ -102,12 +82,8 @@ def _quanto_int8(variant: Variant) -> bool:
     return variant.backend == "quanto" and _is(variant, "int", 8)
 
 
-def _nf4_or_int3(variant: Variant) -> bool:
-    return _is(variant, "nf", 4) or _is(variant, "int", 3)
-
-
 _STATIC_INT8 = partial(_is, kind="int", bits=8, activations="static")
-_NF4, _INT4 = partial(_is, kind="nf", bits=4), partial(_is, kind="int", bits=4)
+_NF4, _INT4, _INT3 = (partial(_is, kind=kind, bits=bits) for kind, bits in (("nf", 4), ("int", 4), ("int", 3)))
 CLAIMS = [
     Claim("quanto int8 is better than fp32 (3.41 against 3.48 %)", "test-clean", _quanto_int8, improves),
     Claim("quanto int8 is better than fp32", "test-other", _quanto_int8, improves),
@@ -115,7 +91,7 @@ CLAIMS = [
     Claim("static int8 costs about +2.5 points", "test-clean", _STATIC_INT8, partial(costs, points=2.5)),
     Claim("static int8 costs about +4.0 points", "test-other", _STATIC_INT8, partial(costs, points=4.0)),
     Claim("nf4 costs about +1.6 points", "test-other", _NF4, partial(costs, points=1.6)),
-    Claim("nf4 and int3 save up to 71 %", None, _nf4_or_int3, partial(saves, percent=71)),
+    Claim("nf4 and int3 save up to 71 %", None, lambda one: _NF4(one) or _INT3(one), partial(saves, percent=71)),
     Claim("int4 costs up to +0.7 points", "test-clean", _INT4, partial(costs_at_most, points=0.7)),
     Claim("int4 costs up to +2.2 points", "test-other", _INT4, partial(costs_at_most, points=2.2)),
 ]
@@ -123,14 +99,15 @@ CLAIMS = [
 
 @dataclass(frozen=True)
 class Check:
-    """One claim, what was found here, and what that makes of it: a text and a verdict for each variant."""
+    """One claim, the variants that it is about, and a verdict on each; a single one where all are the same."""
 
     claim: str
-    found: list[str]
+    rows: list[Row]
     verdicts: list[str]
+    of_sizes: bool = False
 
 
-def check(results: "DataFrame", variants: Mapping[str, Variant]) -> list[Check]:
+def check(results: pd.DataFrame, variants: Mapping[str, Variant]) -> list[Check]:
     """Hold every claim that is about one of `variants`, on one of SPLITS, against the results."""
     known = results[results.split.isin(SPLITS) & (results.measure == WER) & results.variant.isin(variants)]
     rows = list(known.itertuples())
@@ -139,9 +116,9 @@ def check(results: "DataFrame", variants: Mapping[str, Variant]) -> list[Check]:
         split = claim.split or next((row.split for row in rows), None)  # sizes are the same on each
         about = [row for row in rows if row.split == split and claim.applies(variants[row.variant])]
         if about:
-            found = [difference(row) if claim.split else _saving(row) for row in about]
+            verdicts = [claim.judge(row) for row in about]
             text = f"{claim.text} on {claim.split}" if claim.split else claim.text
-            checks.append(Check(text, found, [claim.judge(row) for row in about]))
+            checks.append(Check(text, about, verdicts if len({*verdicts}) > 1 else verdicts[:1], not claim.split))
     return checks + [check for split in SPLITS for check in _by_bits(split, rows, variants)]
 
 
@@ -150,30 +127,7 @@ def _by_bits(split: str, rows: Sequence[Row], variants: Mapping[str, Variant]) -
     bits = {row.variant: variants[row.variant].bits for row in rows}
     whole = [row for row in rows if row.split == split and _is(variants[row.variant], "int", bits[row.variant])]
     for backend in dict.fromkeys(row.backend for row in whole):
-        own = [(bits[row.variant], row) for row in whole if row.backend == backend]
-        own.sort(key=lambda pair: -pair[0])
-        if own[0][0] > own[-1][0]:
-            found = [difference(row) for _, row in own]
-            yield Check(f"fewer bits cost more on {split} ({backend})", found, [degrades(own)])
-
-
-def difference(row: Row) -> str:
-    """Return a variant's difference to fp32 with its interval and, where it is not significant, what would be."""
-    text = f"`{row.variant}` {change(row.delta, row.delta_low, row.delta_high)}"
-    return f"{text}, would show {number(row.smallest_detectable)}" if row.verdict == ALIKE else text
-
-
-def _saving(row: Row) -> str:
-    text = f"`{row.variant}` {row.size_reduction:.1f} %"
-    if row.variant in SMALL_MB:
-        text += f" (Whisper-small by arithmetic: {100 * (1 - SMALL_MB[row.variant] / SMALL_MB['fp32']):.1f} %)"
-    return text
-
-
-def table(checks: Sequence[Check]) -> str:
-    """Return the checks as a Markdown table, a line for each variant in a cell; equal verdicts are told once."""
-    rows = []
-    for one in checks:
-        verdicts = one.verdicts if len(set(one.verdicts)) > 1 else one.verdicts[:1]
-        rows.append([one.claim, "<br>".join(one.found), "<br>".join(verdicts)])
-    return markdown(["the paper's claim", "here", "verdict"], *rows)
+        own = sorted((row for row in whole if row.backend == backend), key=lambda row: -bits[row.variant])
+        if bits[own[0].variant] > bits[own[-1].variant]:
+            verdict = degrades([(bits[row.variant], row) for row in own])
+            yield Check(f"fewer bits cost more on {split} ({backend})", own, [verdict])

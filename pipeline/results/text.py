@@ -1,20 +1,18 @@
 """How results are written in words and numbers, wherever people read them."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterable
 
-if TYPE_CHECKING:
-    from pipeline.results.tables import Row
+from pipeline.results.tables import Row
 
-FEW = 30
-"""Utterances below which a bootstrap interval is a rough guess: the resamples hardly differ from one another."""
-
-ALIKE = "no significant difference"
-"""The verdict on a variant that is neither worse nor better than fp32."""
+FEW = 30  # utterances below which a bootstrap interval is a rough guess: the resamples hardly differ
+ALIKE = "no significant difference"  # the verdict on a variant that is neither worse nor better than fp32
 
 
 def number(value: float, sign: str = "-") -> str:
-    """Write a rate, with sign "+" a difference, with two decimals as long as they tell anything."""
+    """Write a rate, or with sign "+" a difference, with two decimals while they tell anything; NaN is ""."""
+    if math.isnan(value):
+        return ""
     decimals = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
     return f"{value:{sign}.{decimals}f}"
 
@@ -25,11 +23,11 @@ def interval(low: float, high: float, sign: str = "-") -> str:
 
 
 def change(delta: float, low: float, high: float) -> str:
-    """Write a difference with its interval."""
-    return f"{number(delta, '+')} {interval(low, high, '+')}"
+    """Write a difference with its interval; NaN is ""."""
+    return "" if math.isnan(delta) else f"{number(delta, '+')} {interval(low, high, '+')}"
 
 
-def extent(row: "Row") -> str:
+def extent(row: Row) -> str:
     """Return how much speech a result stands on, in words; of a sample, of how many, and that speakers share evenly."""
     if not row.words:
         return f"{row.utterances:,} recordings without speech, {row.minutes:.1f} minutes"
@@ -39,7 +37,7 @@ def extent(row: "Row") -> str:
     return f"{row.utterances:,}{of} utterances{speakers}, {row.words:,} words"
 
 
-def caution(row: "Row") -> str:
+def caution(row: Row) -> str:
     """Return what to say behind the extent where it is small."""
     return f" (fewer than {FEW} utterances: a rough guess)" if row.utterances < FEW else ""
 
@@ -47,14 +45,3 @@ def caution(row: "Row") -> str:
 def either(names: Iterable[str]) -> str:
     """Join names, each once."""
     return " or ".join(dict.fromkeys(names))
-
-
-def listed(names: Iterable[str]) -> str:
-    """Join names of variants, in Markdown."""
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def markdown(*rows: Sequence[str]) -> str:
-    """Return rows, the first of them the heads, as a Markdown table."""
-    heads, *others = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([heads, f"|{' --- |' * len(rows[0])}", *others])

@@ -237,6 +237,13 @@ def test_a_file_that_is_none_is_one_sentence(
     assert str(error.value) == sentence
 
 
+def test_a_project_without_its_catalog_is_one_sentence(tmp_project: Project) -> None:
+    (tmp_project.root / "catalog.yaml").unlink()
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == "catalog.yaml is not here; run the pipeline from the project's top folder"
+
+
 @pytest.mark.parametrize(
     ("name", "override", "change"),
     [

@@ -1,5 +1,6 @@
 """Pieces in a long stage are tested with the stages that keep them: test_transcribe, test_transcribe_protocols."""
 
+import contextlib
 from pathlib import Path
 
 from pipeline.core import pieces
@@ -30,8 +31,6 @@ def test_a_key_is_equal_while_nothing_changes(tmp_path: Path) -> None:
 
     def key(**facts: object) -> dict[str, object]:
         return pieces.key("transcribe", "hqq", "cpu", [shard.relative_to(tmp_path)], **facts)
-
-    import contextlib
 
     with contextlib.chdir(tmp_path):
         first = key(decoding={"seed": 0})

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -6,19 +7,39 @@ import pytest
 
 from pipeline.core import params
 from pipeline.core.errors import UserError
-from pipeline.results import findings, tables
+from pipeline.results import findings, page, tables
 from pipeline.results.findings import Study
 from tests import made
 from tests.conftest import ROOT
-from tests.made import CLEAN, FP32, LINES, OWN, line, protocol
+from tests.made import CLEAN, FP32, LINES, OWN, Row, line, protocol
+
+Told = Callable[..., list[str]]
 
 
-def study(lines: list[dict[str, Any]]) -> Study:
+@pytest.fixture
+def told(tmp_path: Path) -> Told:
+    """Return a function that gives the sentences under a head of the page of a study with these lines."""
+
+    def bullets(lines: list[Row], protocols: Sequence[Row] = (), head: str = "Findings") -> list[str]:
+        folder = made.write(tmp_path / str(len(list(tmp_path.iterdir()))), lines)
+        if protocols:
+            (folder / "protocol.csv").write_text(tables.to_csv(protocols))
+        body = made.sections(page.text(folder, "base"))[head]
+        return [line.removeprefix("- ") for line in body.splitlines() if line.startswith("- ")]
+
+    return bullets
+
+
+def study(lines: list[Row]) -> Study:
     return Study(params.read(ROOT), made.frame(*lines), pd.DataFrame(), pd.DataFrame(), {})
 
 
-def test_each_split_then_the_smallest_then_loops_then_the_fastest() -> None:
-    assert findings.findings(study(LINES)) == [
+def names(rows: list[Any]) -> list[str]:
+    return [row.variant for row in rows]
+
+
+def test_each_split_then_the_smallest_then_loops_then_the_fastest(told: Told) -> None:
+    assert told(LINES) == [
         "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: none. Significantly better: `quanto-int8` "
         "(-0.07). Not distinguishable from fp32: `hqq-int3`; the smallest difference that this speech would have shown "
         "is 0.40 points.",
@@ -34,9 +55,9 @@ def test_each_split_then_the_smallest_then_loops_then_the_fastest() -> None:
     ]
 
 
-def test_findings_follow_the_results() -> None:
+def test_findings_follow_the_results(told: Told) -> None:
     slow = [FP32, line("hqq-int3", 1.0, 0.5, 1.5, "worse", latency_p50_ms=900.0)]
-    assert findings.findings(study(slow)) == [
+    assert told(slow) == [
         "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: `hqq-int3` (+1.00). Significantly better: "
         "none.",
         "Of no variant does this speech show that it costs less than 1.0 points on every split.",
@@ -46,25 +67,25 @@ def test_findings_follow_the_results() -> None:
     ]
 
 
-def test_the_fastest_may_be_one_without_a_loss() -> None:
+def test_the_fastest_may_be_one_without_a_loss(told: Told) -> None:
     """A variant may be fast because it says too little: one whose interval is above zero is not asked."""
     fast = [line("a", 0.1, -0.2, 0.4, latency_p50_ms=400.0), line("b", 60.0, 5.0, 115.0, latency_p50_ms=100.0)]
-    assert findings.findings(study([FP32, *fast]))[-2] == (
+    assert told([FP32, *fast])[-2] == (
         "The fastest such variant with single utterances is `a`: its median is 400 ms, 0.50 of fp32's 800 ms."
     )
 
 
-def test_few_words_show_nothing_even_where_none_differs() -> None:
+def test_few_words_show_nothing_even_where_none_differs(told: Told) -> None:
     """Three words of 71 are 4.2 points, and might differ although five utterances agree."""
-    found = findings.findings(study([FP32, line("a", 0.0, 0.0, 0.0, words=71), line("b", 0.0, 0.0, 0.0, words=301)]))
+    found = told([FP32, line("a", 0.0, 0.0, 0.0, words=71), line("b", 0.0, 0.0, 0.0, words=301)])
     assert found[1].endswith("smallest first: `b` (966.9 MB).")
 
 
-def test_smallest_is_not_what_chance_cannot_tell_apart() -> None:
+def test_smallest_is_not_what_chance_cannot_tell_apart(told: Told) -> None:
     """Holm's verdict on few utterances may be "no significant difference" of a variant that is useless."""
     useless = line("quanto-int2", 3123.0, 1060.0, 5185.0, size_mb=90.0)
     wide = line("quanto-int4", 7.0, -9.8, 23.9, size_mb=94.3, size_reduction=37.6)
-    found = findings.findings(study([FP32, useless, wide]))
+    found = told([FP32, useless, wide])
     assert found[1] == "Of no variant does this speech show that it costs less than 1.0 points on every split."
     assert found[2] == (
         "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int4`, 94.3 MB, "
@@ -72,15 +93,15 @@ def test_smallest_is_not_what_chance_cannot_tell_apart() -> None:
     )
 
 
-def test_the_smallest_difference_depends_on_the_variant() -> None:
+def test_the_smallest_difference_depends_on_the_variant(told: Told) -> None:
     alike = [line("a", 0.1, -0.2, 0.4), FP32, line("b", 9.0, -2.0, 20.0, smallest_detectable=12.5)]
-    assert findings.findings(study(alike))[0].endswith(
+    assert told(alike)[0].endswith(
         "Not distinguishable from fp32: `a`, `b`; the smallest difference that this speech would have shown is 0.40 to "
         "12.50 points, by variant."
     )
 
 
-def test_where_nothing_is_said_words_a_minute_are_counted() -> None:
+def test_where_nothing_is_said_words_a_minute_are_counted(told: Told) -> None:
     silent: dict[str, Any] = {
         "split": "silence",
         "measure": "insertions_per_minute",
@@ -88,7 +109,7 @@ def test_where_nothing_is_said_words_a_minute_are_counted() -> None:
         "wer_without_loops": None,
     }
     base = FP32 | silent | {"rate": 0.5, "rate_low": 0.1, "rate_high": 2.5}
-    assert findings.findings(study([base, line("a", 0.1, -0.2, 0.4, **silent)]))[0] == (
+    assert told([base, line("a", 0.1, -0.2, 0.4, **silent)])[0] == (
         "silence: fp32's insertion rate is 0.50/min [0.10, 2.50]. Significantly worse: none. Significantly better: "
         "none. Not distinguishable from fp32: `a`; the smallest difference that this speech would have shown is 0.40 "
         "words a minute."
@@ -97,42 +118,63 @@ def test_where_nothing_is_said_words_a_minute_are_counted() -> None:
 
 def test_the_grid_is_counted_in_passes_of_fp32() -> None:
     """500 + 600 + 400 s on both splits at once; a third variant of 1,500 s makes it 3,000 s in place of 2,000."""
-    assert findings.grid(study(LINES)) == (
-        "The grid, all 3 variants over all of the speech, took 1,500 s: 1.00 times what 3 passes of fp32 take."
-    )
-    assert findings.grid(study([*CLEAN, line("a", 0, 0, 0, transcribe_s=1500.0)])) == (
-        "The grid, all 4 variants over all of the speech, took 3,000 s: 1.50 times what 4 passes of fp32 take."
-    )
+    assert findings.passes(study(LINES)) == (1500.0, 1.0)
+    assert findings.passes(study([*CLEAN, line("a", 0, 0, 0, transcribe_s=1500.0)])) == (3000.0, 1.5)
+
+
+def test_safe_sound_and_fastest_are_asked_on_every_split() -> None:
+    found = study(LINES)
+    assert (names(findings.safe(found)), names(findings.sound(found))) == (["quanto-int8"], ["quanto-int8"])
+    assert findings.fastest(found) is None
+    clean = study([*CLEAN, line("candidate", 0.0, -0.1, 0.1, size_mb=1.0)])
+    assert names(findings.safe(clean)) == ["hqq-int3", "quanto-int8"]
+    assert names(findings.sound(clean)) == ["candidate", "hqq-int3", "quanto-int8"]
+    assert names([findings.fastest(clean)]) == ["hqq-int3"]
+
+
+PROTOCOLS = [
+    OWN,
+    protocol(0.4, -0.1, 0.9, max_new_tokens="224"),
+    protocol(-0.2, -0.3, -0.1, suppress_non_speech="False", max_new_tokens="224"),
+    protocol(3.0, 1.5, 4.5, normalizer="basic", looping=2, wer_without_loops=9.9),
+]
 
 
 def test_protocols_that_move_the_wer() -> None:
-    found = [
-        OWN,
-        protocol(0.4, -0.1, 0.9, max_new_tokens="224"),
-        protocol(-0.2, -0.3, -0.1, suppress_non_speech="False", max_new_tokens="224"),
-        protocol(3.0, 1.5, 4.5, normalizer="basic", looping=2, wer_without_loops=9.9),
-    ]
-    assert findings.protocols(made.protocols(*found)) == [
+    (found,) = findings.moves(made.protocols(*PROTOCOLS))
+    assert (found.split, found.others, found.moving, found.most.wer_delta) == ("test-other", 3, 2, 3.0)
+    assert found.changes == {"normalizer": "basic"}
+    assert found.reaching == [{"normalizer": "basic"}]
+    assert found.loops == pytest.approx(1.1)
+    (found,) = findings.moves(made.protocols(*PROTOCOLS[:3]))
+    assert (found.moving, found.most.wer_delta, found.reaching, found.loops) == (1, -0.2, [], 0.0)
+    assert found.changes == {"suppress_non_speech": "false", "max_new_tokens": "224"}
+    (found,) = findings.moves(made.protocols(*PROTOCOLS[:2]))
+    assert (found.moving, found.most.wer_delta, found.changes) == (0, 0.4, {"max_new_tokens": "224"})
+
+
+def test_sentences_about_protocols(told: Told) -> None:
+    assert told(LINES, PROTOCOLS, "The protocol") == [
         "test-other: 2 of 3 other protocols move the WER beyond chance; `normalizer basic` moves it most, by +3.00 "
         "points [+1.50, +4.50].",
         "The paper's fp32 baseline on test-other, 11.88 %, is 4.25 points above the model card's 7.63 %. With this "
         "model and speech, so much could come from `normalizer basic`, and utterances that loop make 1.10 points at "
         "most.",
     ]
-    assert findings.protocols(made.protocols(*found[:2])) == [
+    assert told(LINES, PROTOCOLS[:2], "The protocol") == [
         "test-other: no other protocol moves the WER beyond chance (all intervals hold 0); `max_new_tokens 224` moves "
         "it most, by +0.40 points.",
         "The paper's fp32 baseline on test-other, 11.88 %, is 4.25 points above the model card's 7.63 %. With this "
         "model and speech, no protocol's interval reaches so far, and utterances that loop make 0.00 points at most.",
     ]
-    clean = [one | {"split": "test-clean"} for one in found]
-    assert [sentence[:11] for sentence in findings.protocols(made.protocols(*clean))] == ["test-clean:"]
+    clean = [one | {"split": "test-clean"} for one in PROTOCOLS]
+    assert [sentence[:11] for sentence in told(LINES, clean, "The protocol")] == ["test-clean:"]
 
 
-def test_protocols_without_words_or_others_say_nothing() -> None:
+def test_protocols_without_words_or_others_say_nothing(told: Told) -> None:
     silent = OWN | {"wer": None, "wer_without_loops": None}
-    assert findings.protocols(made.protocols(silent, silent | {"max_new_tokens": "224"})) == []
-    assert findings.protocols(made.protocols(OWN)) == []
+    assert told(LINES, [silent, silent | {"max_new_tokens": "224"}], "The protocol") == []
+    assert told(LINES, [OWN], "The protocol") == []
 
 
 def test_reads_what_a_folder_holds(tmp_path: Path) -> None:

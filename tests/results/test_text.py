@@ -26,6 +26,11 @@ def test_differences_have_a_sign() -> None:
     assert text.interval(3.2, 3.7) == "[3.20, 3.70]"
 
 
+def test_what_is_not_known_is_not_written() -> None:
+    assert text.number(math.nan) == text.number(math.nan, "+") == ""
+    assert text.change(math.nan, math.nan, math.nan) == ""
+
+
 def test_speakers_that_are_not_known_are_not_mentioned() -> None:
     assert text.extent(row(speakers=None)) == "2,620 utterances, 52,576 words"
 

@@ -111,7 +111,7 @@ def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording
 
 
 def librispeech(where: str, archives: list[Path], split: str) -> dict[str, Recording]:
-    """List a split in LibriSpeech's layout: `<split>/<speaker>/<chapter>/<id>.flac`, `<speaker>-<chapter>.trans.txt`."""
+    """List one in LibriSpeech's layout: `<split>/<speaker>/<chapter>/<id>.flac`, `<speaker>-<chapter>.trans.txt`."""
     pattern = re.compile(r"(?:LibriSpeech/)?([^/]+)/([^/]+)/([^/]+)/([^/]+?)(\.flac|\.trans\.txt)")
     audio: dict[str, tuple[str, str]] = {}
     texts: dict[str, str] = {}
