@@ -12,8 +12,8 @@ def main() -> None:
     from pipeline.whisper import BASELINE, calibration, decoding, weights
 
     settings = params.read()
-    vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
     model = weights.load(BASELINE)
+    vocabulary = decoding.Vocabulary.read(BASELINE, settings.decoding.language, settings.decoding.task)
     utterances = list(corpus.read(corpus.CALIBRATION))
     heard = [
         decoding.transcript(model, utterance, vocabulary)

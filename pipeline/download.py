@@ -1,6 +1,6 @@
 """Download the corpus and the calibration speech as they are published, verified by checksum.
 
-What to get stands in params.yaml (corpus, calibration) and catalog.yaml (corpora). An interrupted run is gone on with.
+What to get stands in params.yaml (corpus, calibration) and catalog.yaml (corpora). Interrupted downloads continue.
 """
 
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ def needed(settings: "params.Params") -> dict[str, list[str]]:
 def main() -> None:
     """Get what params.yaml asks for into data/raw/<corpus>/; files that are there and verified stay as they are.
 
-    Anything else is removed, so that the folder depends on params.yaml alone and not on what was tried before; DVC's
+    Anything else is removed, so that the folder depends on the settings alone and not on what was tried before; DVC's
     cache keeps it.
     """
     from pipeline.core import params

@@ -1,7 +1,6 @@
 """Prepare the corpus: selected utterances with checked audio and transcripts, in Parquet shards.
 
-What to select stands in params.yaml (corpus, calibration) and catalog.yaml (corpora). `datasets` describes the shards,
-and opens them; it is imported here alone, as that takes half a second (see `corpus`).
+What to select stands in params.yaml (corpus, calibration) and catalog.yaml (corpora).
 """
 
 import hashlib
@@ -136,7 +135,7 @@ def schema(split_utterances: int) -> "pyarrow.Schema":
 
     `split_utterances` is what the shards' utterances were chosen from.
     """
-    from datasets import Audio, Features, Value
+    from datasets import Audio, Features, Value  # half a second: nothing else imports it (see `corpus`)
 
     text, sound = Value("string"), Audio(sampling_rate=audio.RATE)
     columns = {"id": text, "split": text, "speaker": text, "duration": Value("float64"), "text": text, "audio": sound}

@@ -112,7 +112,7 @@ def main(variant: str) -> None:
 def latency(name: str, transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
     """Transcribe utterances one at a time; return id, text and seconds of each, features included.
 
-    One more comes first and is not counted, as kernels may be packed anew for other threads.
+    A warm-up utterance runs first, because changing the number of threads may repack kernels.
     """
     import torch
     from tqdm import tqdm

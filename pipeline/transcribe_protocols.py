@@ -36,12 +36,12 @@ def main() -> None:
     from pipeline.whisper import decoding, weights
 
     folder = Path("models") / params.BASELINE
+    decided = {"checkpoint": manifest.verify(folder), "decoding": vars(own)}
     device = machine.device(settings.device, "none", ("cpu", "cuda"))
     vocabularies = {
         suppress: decoding.Vocabulary.read(folder, own.language, own.task, suppress) for suppress in (True, False)
     }
     shards = corpus.shards(corpus.CORPUS)
-    decided = {"checkpoint": manifest.verify(folder), "decoding": vars(own)}
     kept = pieces.Pieces(TRANSCRIPTS, pieces.key("transcribe_protocols", "none", device, shards, **decided))
     model = weights.load(folder, device)
     passes = {f"{corpus.name(shard)}-{suppress}": (shard, suppress) for suppress in vocabularies for shard in shards}

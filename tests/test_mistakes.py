@@ -31,22 +31,22 @@ CHOICES: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "model": (
         lambda raw: raw.update(model="toi"),
         "Parameters 'models.toi' are missing from 'catalog.yaml'.",
-        "params.yaml: unknown model 'toi' (did you mean 'toy'?)",
+        "settings: unknown model 'toi' (did you mean 'toy'?)",
     ),
     "corpus": (
         lambda raw: raw.update(corpus="noize"),
         "Parameters 'corpora.noize' are missing from 'catalog.yaml'.",
-        "params.yaml: unknown corpus 'noize' (did you mean 'noise'?)",
+        "settings: unknown corpus 'noize' (did you mean 'noise'?)",
     ),
     "calibration": (
         lambda raw: raw["calibration"].update(corpus="noize"),
         "Parameters 'corpora.noize' are missing from 'catalog.yaml'.",
-        "params.yaml: calibration: unknown corpus 'noize' (did you mean 'noise'?)",
+        "settings: calibration: unknown corpus 'noize' (did you mean 'noise'?)",
     ),
     "backend": (
         lambda raw: raw.update(backend="hhq"),
         "[Errno 2] No such file or directory: 'STUDY/pipeline/backends/hhq.py'",
-        "params.yaml: candidate: unknown backend 'hhq' (did you mean 'hqq'?)",
+        "settings: candidate: unknown backend 'hhq' (did you mean 'hqq'?)",
     ),
 }
 """What chooses a stage's dependency: DVC itself misses that before the stage is asked. `make run` asks first."""

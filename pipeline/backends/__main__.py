@@ -9,7 +9,6 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
 
 _FORMATS = [("int", 8), ("int", 4), ("int", 3), ("int", 2), ("int", 1), ("float", 8), ("fp", 4), ("nf", 4)]
-_ACTIVATIONS = ("none", "dynamic", "static")
 
 
 def check(settings: params.Params) -> None:
@@ -29,7 +28,7 @@ def table() -> str:
     """
     heads = ["backend", "activations", *(f"{kind}{bits}" for kind, bits in _FORMATS)]
     lines = [heads, ["---"] * len(heads)]
-    for backend, activations in itertools.product(params.backends(), _ACTIVATIONS):
+    for backend, activations in itertools.product(params.backends(), ("none", "dynamic", "static")):
         cells = [_granularities(backend, activations, kind, bits) for kind, bits in _FORMATS]
         if any(cells):
             lines.append([backend, activations, *cells])
@@ -50,9 +49,13 @@ def _granularities(backend: str, activations: str, kind: str, bits: int) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m pipeline.backends", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only check that params.yaml asks for what is possible")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only check that params.yaml and catalog.yaml are valid, and every variant possible",
+    )
     arguments = parser.parse_args()
-    with stage.guarded("params.yaml"):
+    with stage.guarded("settings"):
         if arguments.check:
             check(params.read())
         else:

@@ -12,14 +12,13 @@ from pipeline.core.errors import UserError
 WAITS = (0.5, 1, 2, 4)  # seconds between tries that bring nothing new; after so many it is the user's turn
 CHUNK = 1 << 18
 
-REASONS = {
+REASONS = {  # what stands in an error of urllib3, and what that means
     "NameResolution": "the host's name is not known (no network?)",
     "SSL": "its certificate is not trusted",
     "Proxy": "the proxy refuses",
     "Timeout": "no answer in time",
     "NewConnection": "no connection",
 }
-"""What stands in an error of urllib3, and what that means."""
 
 
 class RetryError(Exception):
@@ -112,7 +111,7 @@ def _get(url: str, partial: Path, name: str) -> None:
                 raise RefusedError(f"{shown(url)}: the server sends another part of the file than the one asked for")
             _store(answer, partial, have, name)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        # What is no URL is a ValueError of requests'; an address of a proxy that is none, too.
+        # requests raises ValueError for an invalid URL, and for an invalid proxy address.
         if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidProxyURL):
             raise RefusedError(f"{shown(url)} is not an address that can be downloaded from") from None
         raise RetryError(f"{shown(url)}: {_reason(error)}; check the network and run it again") from None

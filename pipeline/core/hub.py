@@ -22,7 +22,7 @@ def download(
     """Get the files `wanted` of a repository of this kind into `folder` and return it; verified ones there are kept.
 
     `where` names the entry of catalog.yaml in errors, such as "model 'small'". Raises UserError when a file is not
-    there, not reachable or not what its digest says (the SHA-256 in params.yaml, else what the hub tells), and when
+    there, not reachable or not what its digest says (the SHA-256 in catalog.yaml, else what the hub tells), and when
     neither a SHA-256 nor a full commit hash pins it.
     """
     repo, revision = str(entry.repo), str(entry.revision)

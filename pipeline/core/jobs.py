@@ -1,9 +1,8 @@
 """Run the variants' stages, several at once: quantize, transcribe and score of one variant are a job.
 
-One DVC runs one stage after the other. Several run side by side where each is told its stages, and to wait while
-another one writes dvc.lock; `dvc repro` does the rest afterwards. GPUs are dealt out. Cores are shared equally, unless
-OMP_NUM_THREADS is set: equal threads give equal texts. A terminal shows each job's last line; all it said comes when it
-has ended.
+Several DVCs can run at once if each gets its own stages and waits for dvc.lock; `dvc repro` does the rest afterwards.
+GPUs are dealt out. Cores are shared equally, unless OMP_NUM_THREADS is set: equal threads give equal texts. A terminal
+shows each job's last line; its whole output follows when it has ended.
 """
 
 import concurrent.futures
@@ -28,7 +27,7 @@ from pipeline.core.machine import JOBS
 REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 
 FIRST = ("calibrate", f"quantize@{params.BASELINE}")
-"""Stages whose outs several jobs read: DVC refuses to touch them meanwhile, rather than to wait."""
+"""Stages whose outputs several jobs read. They run first: DVC fails if another job is reading them."""
 
 CHATTER = re.compile(
     r"Updating lock file|Generating lock file|Stage '.*' didn't change|Data and pipelines are up to date|"
@@ -172,7 +171,7 @@ def main(jobs: int) -> None:
     """Run all jobs; one that fails does not hold up the others."""
     settings = params.read()
     if jobs < 1:
-        raise UserError(f"{jobs} jobs are none; give 1 or more")
+        raise UserError(f"jobs is {jobs}, but at least 1 is needed")
     stages = stages_of(settings)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; but jobs shall hear `stop`
         signal.signal(signal.SIGINT, lambda *_: None)

@@ -89,9 +89,9 @@ class Corpus:
     source: Literal["openslr", "package", "directory", "hub", "generated"]
     splits: Annotated[list[Name], Field(min_length=1)]
     limit: Positive | None = None
-    """Utterances of each split, of all speakers alike; None = all. Source `generated` makes as many as this says."""
+    """Utterances of each split, drawn evenly across speakers; None = all. Source `generated` makes so many."""
     seed: Seed = 0
-    """What source `generated` starts from; the others need none."""
+    """Random seed of source `generated`; the others do not use it."""
     path: StrictStr | None = None
     url: list[StrictStr] | StrictStr | None = None
     """Where the archives are; the others of a list are mirrors of the first."""
@@ -244,9 +244,12 @@ def _load(file: Path) -> dict[str, Any]:
         raw = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file} is not here; run the pipeline from the project's top folder") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as a text in UTF-8 ({error}); restore it with git") from None
     except YAMLError as error:
         line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{file}{line} is not valid YAML: {reason}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file} holds no keys; restore it with 'git checkout {file}'")
     return raw

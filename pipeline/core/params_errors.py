@@ -10,10 +10,9 @@ from pipeline.core.errors import suggestion
 if typing.TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_ENTRIES = {"variants": "variant", "models": "model", "corpora": "corpus"}
-"""What an entry of a map is called."""
+_ENTRIES = {"variants": "variant", "models": "model", "corpora": "corpus"}  # what an entry of a map is called
 
-_WORDS = {
+_WORDS = {  # what pydantic's kinds of errors ask for
     "int_type": "a whole number",
     "string_type": "a text",
     "bool_type": "true or false",
@@ -21,16 +20,18 @@ _WORDS = {
     "dict_type": "a map",
     "dataclass_type": "a map of keys to values",
 }
-"""What pydantic's kinds of errors ask for."""
 
 
 def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
     """Return the sentence about the first of pydantic's errors; `settings` is the dataclass that it validates."""
-    error = errors[0]
+    # A misspelt key comes before the key that is missing for it.
+    error = min(errors, key=lambda error: error["type"] not in ("unexpected_keyword_argument", "invalid_key"))
     path = [part for part in error["loc"] if part not in ("[key]", "str", "list[str]")]  # the last two: of a union
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     file = "catalog.yaml" if path[:1] in (["models"], ["corpora"]) else "params.yaml"
     place, owner = _place(path, settings), _place(path[:-1], settings) if path[1:] else file
+    if kind == "invalid_key":
+        return f"{owner}: the key {path[-1]} is no text; write it in quotes, or remove it"
     if kind == "value_error":
         return f"{place}: {context['error']}"
     if path == ["device"] and kind != "missing":
@@ -47,7 +48,7 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
     if kind == "greater_than_equal":
         return f"{place} is {given}, but at least {context['ge']} is needed"
     alike = [other for other in errors if other["loc"][:-1] == error["loc"][:-1]]  # of a union: one for each kind
-    words = [other.get("ctx", {}).get("expected") or _WORDS[other["type"]] for other in alike]
+    words = [other.get("ctx", {}).get("expected") or _WORDS.get(other["type"], "of another kind") for other in alike]
     return f"{place} is {given!r}, but it must be {' or '.join(dict.fromkeys(words))}"
 
 

@@ -106,7 +106,7 @@ def fewest_to_show(tests: int) -> int:
 
 
 def rate(errors: Floats | Ints, words: Floats | Ints) -> Floats:
-    """Return errors in per cent of reference words; where no words were drawn, as if of one word."""
+    """Return errors in per cent of reference words; if no words were drawn, divide by one."""
     return 100.0 * np.asarray(errors, dtype=np.float64) / np.maximum(words, 1)
 
 

@@ -44,7 +44,7 @@ MEASURES = {
     "wer": Measure("WER", "WER %", "word error rate, %", " %", "points"),
     "insertions_per_minute": Measure("insertion rate", "I/min", "inserted words per minute", "/min", "words a minute"),
 }
-"""By what results.csv calls them."""
+"""Keyed by their names in results.csv."""
 
 RESULT_COLUMNS = {
     # What was measured: results.csv has a line for each variant and split.
@@ -127,7 +127,7 @@ COLUMNS = RESULT_COLUMNS | {
     "rounds": "rounds in which the engines took turns; times are medians",
     "model": "text: key of `models` in catalog.yaml",
 }
-"""What stands in a column: a number, with its unit, or "text: ..."; * is anything, in front another column's name."""
+"""What stands in a column: a number, with its unit, or "text: ...". `*` matches anything; a leading `*` is another column."""
 
 NEWER = {"split_utterances": float("nan"), "jobs": 1, "instructions": "", "model": ""}
 """Columns that earlier studies do not have, and what stands for them."""

@@ -62,7 +62,7 @@ class Scored:
 
 def read(path: Path) -> list[Line]:
     """Read a transcript, one JSON object a line, sorted by split and id; raise UserError for what is not one."""
-    again = f"run 'python -m pipeline.transcribe {path.stem}' first"
+    again = f"run 'python -m pipeline.transcribe{'_protocols' if path.stem == 'protocols' else f' {path.stem}'}' first"
     try:
         lines = path.read_text(encoding="utf-8").strip().split("\n")  # splitlines would cut at U+2028 inside a text
     except FileNotFoundError:

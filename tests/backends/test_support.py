@@ -49,7 +49,7 @@ def test_check_names_the_variant(tmp_project: Project) -> None:
     assert done.returncode == 1
     assert (done.stdout, done.stderr) == (
         "",
-        "params.yaml: variant 'hqq-int4': hqq: activations static is not possible: it is weight-only (choose none)\n",
+        "settings: variant 'hqq-int4': hqq: activations static is not possible: it is weight-only (choose none)\n",
     )
 
 

@@ -135,7 +135,7 @@ def test_when_jobs_are_killed_nothing_goes_on(fresh: Study) -> None:
     assert fresh.left() == []
 
 
-@pytest.mark.parametrize(("count", "sentence"), [("0", "jobs: 0 jobs are none; give 1 or more\n")])
+@pytest.mark.parametrize(("count", "sentence"), [("0", "jobs: jobs is 0, but at least 1 is needed\n")])
 def test_no_jobs(finished: Study, count: str, sentence: str) -> None:
     failed = finished.run("python", "-m", "pipeline.core.jobs", count)
     assert (failed.returncode, failed.stdout) == (1, sentence)

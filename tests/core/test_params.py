@@ -202,6 +202,39 @@ def test_a_key_in_the_other_file_is_one_sentence(name: str, line: str, tmp_proje
     assert str(error.value) == f"{name}: {key!r} does not belong here; catalog.yaml holds models and corpora alone"
 
 
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it(tmp_project: Project) -> None:
+    file = tmp_project.root / "params.yaml"
+    file.write_text(file.read_text().replace("\ndevice:", "\ndevise:"))
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == "params.yaml: unknown key 'devise' (did you mean 'device'?)"
+
+
+@pytest.mark.parametrize(
+    ("line", "place"), [("5: x", "params.yaml: the key 5"), ("latency: {5: 1}", "latency: the key 5")]
+)
+def test_a_key_that_is_no_text_is_one_sentence(line: str, place: str, tmp_project: Project) -> None:
+    raw = YAML(typ="safe").load((tmp_project.root / "params.yaml").read_text())
+    YAML(typ="safe").dump(raw | YAML(typ="safe").load(line), tmp_project.root / "params.yaml")
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value) == f"{place} is no text; write it in quotes, or remove it"
+
+
+@pytest.mark.parametrize("content", [b"model: \xff\xfe", b"model: \x00", None])
+def test_a_file_that_is_no_text_is_one_sentence(content: bytes | None, tmp_project: Project) -> None:
+    file = tmp_project.root / "params.yaml"
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        params.read()
+    assert str(error.value).startswith("params.yaml ")
+    assert "\n" not in str(error.value)
+
+
 def test_a_name_that_yaml_takes_for_a_number_wants_quotes(tmp_project: Project) -> None:
     raw = YAML(typ="safe").load((tmp_project.root / "params.yaml").read_text())
     tmp_project.set(variants={**raw["variants"], 4: {"backend": "hqq"}})

@@ -45,7 +45,7 @@ def pack(target: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 
 def members(archives: list[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the name of every file in `archives`, with its bytes where it is `wanted`; of Parquet, ids and audio."""
+    """Yield each file's name in `archives`, with its bytes if it is `wanted`, else None; of Parquet, id and audio."""
     for archive in archives:
         with _reading(archive):
             if archive.suffix == ".parquet":
