@@ -127,7 +127,7 @@ COLUMNS = RESULT_COLUMNS | {
     "rounds": "rounds in which the engines took turns; times are medians",
     "model": "text: key of `models` in catalog.yaml",
 }
-"""What stands in a column: a number, with its unit, or "text: ...". `*` matches anything; a leading `*` is another column."""
+"""What stands in a column: a number, with its unit, or "text: ..."; `*` matches anything, in front another column."""
 
 NEWER = {"split_utterances": float("nan"), "jobs": 1, "instructions": "", "model": ""}
 """Columns that earlier studies do not have, and what stands for them."""
