@@ -67,10 +67,7 @@ def _peak_resident() -> int:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Return threads, jobs that share the machine, the processor's or GPU's name and the libraries' versions.
-
-    `instructions` are those of the CPU that kernels are chosen by: the same checkpoint may round differently elsewhere.
-    """
+    """Return threads, jobs that share the machine, the processor or GPU, what kernels are chosen by, and versions."""
     import torch
 
     gpu = device != "cpu"

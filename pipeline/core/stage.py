@@ -103,5 +103,6 @@ def _dvc() -> int:
 
 
 def _say(name: str, sentence: str, status: int) -> int:
-    print(f"{name}: {sentence}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever listened may be gone: that must not take the end's place
+        print(f"{name}: {sentence}", file=sys.stderr, flush=True)
     return status

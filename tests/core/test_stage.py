@@ -78,6 +78,36 @@ def test_an_interruption_is_not_lost_while_audio_is_decoded(after: float, tmp_pa
     assert (process.returncode, said) == (130, "prepare: interrupted; run it again to go on\n")
 
 
+IMPORT = """
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except Exception:
+    print("went on", flush=True)
+"""
+
+
+def test_an_interruption_is_not_lost_where_nobody_listens_any_more(tmp_path: Path) -> None:
+    """As when jobs are killed: many a library goes on after whatever goes wrong while it imports another."""
+    (tmp_path / "library.py").write_text(IMPORT)
+    code = "from pipeline.core import stage\nwith stage.guarded('score'):\n    import library"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=5) == 130
+        finally:
+            process.kill()
+        assert process.stdout.read() == ""
+
+
 STAGE = """
 import time
 from pipeline.core import stage
