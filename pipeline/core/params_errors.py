@@ -37,8 +37,9 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
     if path == ["device"] and kind != "missing":
         return f"device is {given!r}, but it must be auto, cpu, cuda or cuda:N"
     if kind == "string_pattern_mismatch" or error["loc"][-1] == "[key]":
-        quotes = "" if isinstance(given, str) else "; write it in quotes"
-        return f"{owner}: the name {given!r} may hold only letters, digits and hyphens{quotes}"
+        if not isinstance(given, str):
+            return f"{owner}: the name {given} is no text; write it in quotes"
+        return f"{owner}: the name {given!r} may hold only letters, digits and hyphens"
     if kind == "unexpected_keyword_argument":
         return f"{owner}: unknown key {path[-1]!r}{suggestion(path[-1], keys(_at(settings, path[:-1])))}"
     if kind == "missing":

@@ -240,7 +240,7 @@ def test_a_name_that_yaml_takes_for_a_number_wants_quotes(tmp_project: Project) 
     tmp_project.set(variants={**raw["variants"], 4: {"backend": "hqq"}})
     with pytest.raises(UserError) as error:
         params.read()
-    assert str(error.value) == "variants: the name 4 may hold only letters, digits and hyphens; write it in quotes"
+    assert str(error.value) == "variants: the name 4 is no text; write it in quotes"
 
 
 def test_an_unknown_variant_is_one_sentence(tmp_project: Project) -> None:
