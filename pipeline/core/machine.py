@@ -1,8 +1,6 @@
 """The machine a figure comes from: its devices, memory, threads and versions."""
 
-import importlib.metadata
 import os
-import platform
 import resource
 import sys
 from collections.abc import Collection
@@ -68,15 +66,17 @@ def _peak_resident() -> int:
 
 def describe(device: str) -> dict[str, Any]:
     """Return threads, jobs that share the machine, the processor or GPU, what kernels are chosen by, and versions."""
+    import importlib.metadata
+
     import torch
 
     gpu = device != "cpu"
     return {
         "threads": torch.get_num_threads(),
         "jobs": int(os.environ.get(JOBS, "1")),
-        "machine": torch.cuda.get_device_name(device) if gpu else _cpu("model name") or platform.machine(),
+        "machine": torch.cuda.get_device_name(device) if gpu else _cpu("model name") or os.uname().machine,
         "instructions": " ".join(flag for flag in _cpu("flags").split() if flag in _INSTRUCTIONS),
-        "versions": {"python": platform.python_version()}
+        "versions": {"python": sys.version.split()[0]}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
     }
 

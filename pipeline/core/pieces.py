@@ -5,7 +5,6 @@ written, as DVC may still fail to record it; `compare`, which runs when all is r
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -33,6 +32,8 @@ def key(stage: str, backend: str, device: str, inputs: Iterable[Path], **facts: 
 
     `inputs` are the files that it reads, `facts` its settings and whatever else decides.
     """
+    import importlib.metadata
+
     return {
         **facts,
         "inputs": _digest(inputs, Path()),
