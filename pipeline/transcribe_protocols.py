@@ -33,11 +33,12 @@ def main() -> None:
     settings = params.read()
     own = settings.decoding
 
+    from pipeline import backends
     from pipeline.whisper import decoding, weights
 
     folder = Path("models") / params.BASELINE
     decided = {"checkpoint": manifest.verify(folder), "decoding": vars(own)}
-    device = machine.device(settings.device, "none", ("cpu", "cuda"))
+    device = machine.device(settings.device, "none", backends.get("none").DEVICES)
     vocabularies = {
         suppress: decoding.Vocabulary.read(folder, own.language, own.task, suppress) for suppress in (True, False)
     }

@@ -28,11 +28,12 @@ def run(main: Callable[..., None]) -> None:
     """Run the module that Python was started with: its docstring is its --help, its `main` has its arguments."""
     module = sys.modules["__main__"]
     assert module.__spec__ is not None
-    parser = argparse.ArgumentParser(prog=f"python -m {module.__spec__.name}", description=module.__doc__)
+    path = module.__spec__.name.removesuffix(".__main__")  # a package is called by its own name
+    parser = argparse.ArgumentParser(prog=f"python -m {path}", description=module.__doc__)
     for name, parameter in inspect.signature(main).parameters.items():
         parser.add_argument(name, type=parameter.annotation, help=_HELP[name])
     arguments = vars(parser.parse_args())
-    with guarded(module.__spec__.name.rpartition(".")[2]):
+    with guarded(path.rpartition(".")[2]):
         main(**arguments)
 
 

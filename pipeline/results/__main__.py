@@ -3,7 +3,6 @@
 Where nothing is said, inserted words per minute of audio stand in the place of word error rate.
 """
 
-import argparse
 import io
 import subprocess
 from collections.abc import Sequence
@@ -106,6 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__).parse_args()
-    with stage.guarded("results"):
-        main()
+    stage.run(main)
