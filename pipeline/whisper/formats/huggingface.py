@@ -113,7 +113,7 @@ def write(
 
     Raises UserError when the tensors do not fit `config`.
     """
-    from safetensors.torch import save_file
+    from pipeline.whisper import weights
 
     check(where, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     target.mkdir()
@@ -123,8 +123,7 @@ def write(
     features = features or configs.preprocessor_config(config["num_mel_bins"])
     files.write_json(target / "preprocessor_config.json", features)
     (target / "tokenizer.json").write_bytes(tokenizer)
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, target / "model.safetensors", {"format": "pt"})
+    weights.save(tensors, target)
     return sum(tensor.numel() for tensor in tensors.values())
 
 
