@@ -1,6 +1,5 @@
 """Compare all variants with fp32: the metrics file for reviews, and the table of everything known."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +17,14 @@ def read(path: Path, maker: str) -> comparison.Json:
     """Read a JSON file that stage `maker` writes; raise UserError saying how to make it."""
     again = f"'python -m pipeline.{maker} {path.stem}'"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = files.parse_json(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError
+        return found
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run 'dvc repro', or {again}") from None
     except ValueError:
-        raise UserError(f"{path} is not valid JSON; run {again} again") from None
+        raise UserError(f"{path} is no JSON object; run {again} again") from None
 
 
 def main() -> None:

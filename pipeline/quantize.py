@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import stage
-from pipeline.core.errors import UserError, suggestion
+from pipeline.core.errors import UserError, naming, suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +20,8 @@ def main(variant: str) -> None:
 
     settings = params.read().variant(variant)
     backend = backends.get(settings.backend)
-    try:
+    with naming(variant):
         settings = backend.supports(settings)
-    except UserError as error:
-        raise UserError(f"variant {variant!r}: {error}") from None
 
     import torch
     from tqdm import tqdm
@@ -38,22 +36,20 @@ def main(variant: str) -> None:
             for pair in tqdm(calibration.read(), total=len(heard), unit="utt", desc="calibration", disable=None):
                 watched(*pair)
 
-    try:
+    folder = Path("models") / variant
+    with naming(variant):
         chosen = select(model, settings.include, settings.exclude) if settings.backend != "none" else []
         layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator]
-        backend.quantize(model, chosen, settings, calibrate)
-    except UserError as error:
-        raise UserError(f"variant {variant!r}: {error}") from None
-    unchanged = [layer for layer in layers if type(model.get_submodule(layer)) is torch.nn.Linear]
-    if unchanged:
-        raise UserError(
-            f"variant {variant!r}: {settings.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
-            f"the first is {unchanged[0]}; put them in exclude"
+        made = backend.quantize(model, chosen, settings, calibrate)
+        unchanged = [layer for layer in layers if type(model.get_submodule(layer)) is torch.nn.Linear]
+        if unchanged:
+            raise UserError(
+                f"{settings.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
+                f"the first is {unchanged[0]}; put them in exclude"
+            )
+        manifest = checkpoint.save(
+            lambda partial: backend.save(model, made, partial), made, layers, heard, BASELINE, folder
         )
-    folder = Path("models") / variant
-    manifest = checkpoint.save(
-        lambda partial: backend.save(model, settings, partial), settings, layers, heard, BASELINE, folder
-    )
     size = manifest["bytes"]["total"] / 1e6
     print(f"{folder}: {len(layers)} layers quantized by {settings.backend}, {size:.1f} MB")
 

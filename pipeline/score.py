@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 from pipeline.core import files, params, stage
-from pipeline.results import wer
+from pipeline.results import normalizers, wer
 
 TRANSCRIPTS = Path("reports/transcripts")
 SCORES = Path("reports/scores")
@@ -15,12 +15,18 @@ def main(variant: str) -> None:
     settings = params.read()
     settings.variant(variant)
     scoring = settings.scoring
-    utterances = wer.score(wer.read(TRANSCRIPTS / f"{variant}.jsonl"), wer.normalizer(scoring.normalizer))
+    utterances = wer.score(wer.read(TRANSCRIPTS / f"{variant}.jsonl"), normalizers.get(scoring.normalizer))
     splits = {
         split: wer.summarize(list(group), scoring.resamples, scoring.seed)
         for split, group in itertools.groupby(utterances, key=lambda utterance: utterance.split)
     }
-    found = {"variant": variant, "scoring": vars(scoring), "splits": splits, "utterances": [*map(vars, utterances)]}
+    found = {
+        "variant": variant,
+        "scoring": vars(scoring),
+        "normalizer_version": normalizers.version(scoring.normalizer),
+        "splits": splits,
+        "utterances": [*map(vars, utterances)],
+    }
     files.write_json(SCORES / f"{variant}.json", found)
     for split, counts in splits.items():
         print(f"{variant}, {split}: {wer.described(counts)}")

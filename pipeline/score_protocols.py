@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import files, params, stage
-from pipeline.results import statistics, tables, wer
+from pipeline.results import normalizers, statistics, tables, wer
 
 TRANSCRIPTS = Path("reports/protocols.jsonl")
 
@@ -31,14 +31,16 @@ def rows(lines: Sequence[dict[str, Any]], settings: params.Params) -> list[dict[
     decodings = {(line["suppress_non_speech"], line["max_new_tokens"]) for line in lines}
     usual: str = scoring.normalizer
     tried = [(way, usual) for way in (own, *sorted(decodings - {own}, reverse=True))]
-    tried += [(own, name) for name in NORMALIZERS if name != usual]
+    written_in_english = settings.decoding.language == "en" or settings.decoding.task == "translate"
+    others = NORMALIZERS if written_in_english else ("basic",)
+    tried += [(own, name) for name in others if name != usual]
     table = []
     for split in sorted({line["split"] for line in lines}):
         first: list[wer.Scored] = []
         for way, normalizer in tried:
             protocol = dict(zip(("split", "suppress_non_speech", "max_new_tokens"), (split, *way), strict=True))
             chosen = [line for line in lines if line.items() >= protocol.items()]
-            utterances = wer.score(chosen, wer.normalizer(normalizer))
+            utterances = wer.score(chosen, normalizers.get(normalizer))
             summary = wer.summarize(utterances, scoring.resamples, scoring.seed)
             delta = _difference(first, utterances, scoring) if first and summary["words"] else (None,) * 3
             first = first or utterances

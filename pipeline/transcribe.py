@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import files, machine, manifest, pieces, stage
+from pipeline.core.errors import naming
 from pipeline.speech import corpus
 
 if TYPE_CHECKING:
@@ -23,20 +24,34 @@ PERCENTILES = (50, 90, 95)
 class Transcriber:
     """A loaded checkpoint, and how it decodes."""
 
+    variant: str
     model: "Whisper"
     vocabulary: "Vocabulary"
-    max_new_tokens: int
+    settings: "params.Decoding"
     device: str
 
-    def timed(self, batch: Sequence[corpus.Utterance]) -> tuple[list[str], float]:
-        """Return each utterance's text, and the seconds for all of them: features included, and the GPU's work done."""
+    def warm_up(self, utterance: corpus.Utterance) -> None:
+        """Transcribe the first window: kernels are chosen and packed at first use."""
         from pipeline.whisper import decoding
 
+        with naming(self.variant):
+            decoding.transcript(self.model, utterance, self.vocabulary)
+
+    def timed(self, batch: Sequence[corpus.Utterance]) -> tuple[list[dict[str, str]], float]:
+        """Return what a transcript says of each utterance, and the seconds for all: with features and the GPU's work.
+
+        Raises UserError where the model's logits are not numbers.
+        """
+        from pipeline.whisper import decoding
+
+        how = self.settings
         machine.synchronize(self.device)
         started = time.perf_counter()
-        texts = decoding.texts(self.model, batch, self.vocabulary, self.max_new_tokens)
+        with naming(self.variant):
+            heard = decoding.transcribe(self.model, batch, self.vocabulary, how.max_new_tokens, how.batch_size)
+        lines = [each.line(self.vocabulary) for each in heard]
         machine.synchronize(self.device)
-        return texts, time.perf_counter() - started
+        return lines, time.perf_counter() - started
 
 
 def main(variant: str) -> None:
@@ -65,21 +80,19 @@ def main(variant: str) -> None:
     started = time.perf_counter()
     model = backend.load(folder, device)
     loaded = time.perf_counter() - started
-    transcriber = Transcriber(model, vocabulary, how.max_new_tokens, device)
+    transcriber = Transcriber(variant, model, vocabulary, how, device)
 
-    transcriber.timed(corpus.some(corpus.CORPUS, 1))  # kernels are chosen and packed at first use
+    transcriber.warm_up(*corpus.some(corpus.CORPUS, 1))
     alone: dict[str, Any] = kept.once(
         "alone",
         lambda: {
             "load_s": round(loaded, 3),
-            "latency": latency(variant, transcriber, settings.latency),
+            "latency": latency(transcriber, settings.latency),
             "memory": machine.peak_memory(device),  # before batches need more
         },
     )
     sizes = {shard: corpus.count(path) for shard, path in shards.items()}
-    done = kept.each(
-        variant, sizes, lambda shard, progress: transcribe(shards[shard], transcriber, how.batch_size, progress)
-    )
+    done = kept.each(variant, sizes, lambda shard, progress: transcribe(shards[shard], transcriber, progress))
 
     rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
     audio, spent = (sum(piece[key] for piece in done) for key in ("audio_s", "transcribe_s"))
@@ -90,6 +103,7 @@ def main(variant: str) -> None:
             "device": device,
             "batch_size": how.batch_size,
             "split_utterances": corpus.split_utterances(corpus.CORPUS),
+            "conversions": corpus.conversions(corpus.CORPUS),
             "audio_s": round(audio, 3),
             "load_s": alone["load_s"],
             "transcribe_s": round(spent, 3),
@@ -109,7 +123,7 @@ def main(variant: str) -> None:
     print(f"{variant}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
 
 
-def latency(name: str, transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
+def latency(transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
     """Transcribe utterances one at a time; return id, text and seconds of each, features included.
 
     A warm-up utterance runs first, because changing the number of threads may repack kernels.
@@ -122,13 +136,13 @@ def latency(name: str, transcriber: Transcriber, settings: "params.Latency") -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        transcriber.timed(utterances[-1:])
+        transcriber.warm_up(utterances[-1])
         end = time.perf_counter() + settings.seconds
-        for utterance in tqdm(utterances, unit="utt", desc=f"{name}, one at a time", disable=None):
+        for utterance in tqdm(utterances, unit="utt", desc=f"{transcriber.variant}, one at a time", disable=None):
             if time.perf_counter() > end:
                 break
-            (text,), spent = transcriber.timed([utterance])
-            single.append({"id": utterance.id, "text": text, "seconds": spent})
+            (line,), spent = transcriber.timed([utterance])
+            single.append({"id": utterance.id, "text": line["pred_text"], "seconds": spent})
     finally:
         torch.set_num_threads(threads)
     return single
@@ -146,19 +160,19 @@ def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str
     }
 
 
-def transcribe(shard: Path, transcriber: Transcriber, batch_size: int, progress: "tqdm[Any]") -> dict[str, Any]:
+def transcribe(shard: Path, transcriber: Transcriber, progress: "tqdm[Any]") -> dict[str, Any]:
     """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
     from pipeline.whisper import decoding
 
     rows: list[dict[str, str | float]] = []
     audio = spent = 0.0
-    for batch in decoding.batches(corpus.read_shard(shard), batch_size):
-        texts, seconds = transcriber.timed(batch)
+    for batch in decoding.batches(corpus.read_shard(shard), transcriber.settings.batch_size):
+        lines, seconds = transcriber.timed(batch)
         spent += seconds
         audio += sum(utterance.duration for utterance in batch)
         rows += [
-            {**utterance.identity(), "text": utterance.text, "pred_text": text}
-            for utterance, text in zip(batch, texts, strict=True)
+            {**utterance.identity(), "text": utterance.text, **line}
+            for utterance, line in zip(batch, lines, strict=True)
         ]
         progress.update(len(batch))
         progress.set_postfix_str(f"RTFx {audio / spent:.1f}")

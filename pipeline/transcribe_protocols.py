@@ -70,16 +70,16 @@ def lines(
     limits = sorted({own.max_new_tokens, *TOKENS})
     table = []
     for batch in decoding.batches(corpus.read_shard(shard), own.batch_size):
-        found = decoding.tokens(model, batch, vocabulary, limits[-1])
+        found = decoding.transcribe(model, batch, vocabulary, limits[-1], own.batch_size)
         table += [
             {
                 **utterance.identity(),
                 "suppress_non_speech": suppress,
                 "max_new_tokens": limit,
                 "text": utterance.text,
-                "pred_text": decoding.joined((window[:limit] for window in windows), vocabulary),
+                **heard.line(vocabulary, limit),
             }
-            for utterance, windows in zip(batch, found, strict=True)
+            for utterance, heard in zip(batch, found, strict=True)
             for limit in limits
         ]
         progress.update(len(batch))

@@ -60,7 +60,7 @@ SIZES: dict[str, Any] = {
     "encoder_ffn_dim": 16,
     "decoder_ffn_dim": 16,
     "num_mel_bins": 80,
-    "max_source_positions": 20,
+    "max_source_positions": 50,
     "max_target_positions": 12,
 }
 """A Whisper that is small enough to be made by the dozen."""

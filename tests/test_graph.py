@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tests import toy
 from tests.conftest import ROOT, Packages
 from tests.study import VARIANTS, Study, ran
 
@@ -368,6 +369,57 @@ def test_adding_to_the_catalog_runs_nothing(study: Study) -> None:
     study.edit(add)
     assert study.ran("repro") == []
     assert study.changed() == []
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_on_is_fetched_again(study: Study) -> None:
+    """A model retrained in its folder: `dvc repro` found nothing changed, and scored the old one."""
+    model = Path(study.catalog["models"]["toy"]["path"])
+    copied = study.root.parent / "own model"
+    shutil.copytree(model, copied)
+    study.edit(lambda raw: raw["models"]["toy"].update(path=str(copied)))
+    assert study.ran("repro") == ["fetch"]  # it says the same
+    assert study.ran("repro") == []
+    toy.retrain(copied)
+    assert study.changed() == ["fetch"]
+    ran = study.ran("repro")
+    assert {"fetch", "calibrate", "quantize@fp32", "transcribe@fp32", "score@fp32", "compare"} <= {*ran}
+    assert study.ran("repro") == []
+    # Another model, and back.
+    study.edit(lambda raw: raw["models"]["toy"].update(path=str(model)))
+    assert "fetch" in study.ran("repro")
+    toy.retrain(copied)
+    assert study.ran("repro") == []
+
+
+@pytest.mark.slow
+def test_speech_that_was_added_is_prepared(study: Study) -> None:
+    """Recordings added to a corpus in its folder, which was prepared before."""
+    copied = study.root.parent / "own speech"
+    shutil.copytree(study.speech, copied)
+    study.edit(lambda raw: raw["corpora"]["noise"].update(path=str(copied)))
+    study.ran("repro")
+    assert study.ran("repro") == []
+    chapter = copied / "test/1/2"
+    shutil.copyfile(chapter / "1-2-0000.flac", chapter / "1-2-0003.flac")
+    with (chapter / "1-2.trans.txt").open("a") as file:
+        file.write("1-2-0003 EGG\n")
+    assert {"download", "prepare", "transcribe@fp32", "score@fp32", "compare"} <= {*study.ran("repro")}
+    assert "4" in study.read("reports/results.csv").splitlines()[1].split(",")
+
+
+@pytest.mark.slow
+def test_relative_folders_are_found_by_experiments_in_copies(study: Study) -> None:
+    """Relative paths under `dvc exp run --temp`, which works in a copy of the project elsewhere."""
+    beside = {"models": ("toy", "../toy"), "corpora": ("noise", "../speech")}
+    for kind, (name, path) in beside.items():
+        source = Path(study.catalog[kind][name]["path"])
+        if not (study.root / path).exists():
+            shutil.copytree(source, study.root / path)
+    study.edit(lambda raw: [raw[kind][name].update(path=path) for kind, (name, path) in beside.items()])
+    study.commit("Use relative paths")
+    study.did("dvc", "exp", "run", "--temp", "-S", "bits=4", "--name", "four")
+    assert "four" in study.did("dvc", "exp", "list")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline import backends, calibrate, quantize
 from pipeline.core import manifest
@@ -117,7 +118,12 @@ def test_what_the_library_lacks_is_said_before_anything_is_loaded(tmp_project: P
         (
             {"group_size": 128},
             "variant 'hqq-int4': hqq: group_size 128 does not divide the 64 inputs of "
-            "model.encoder.layers.0.self_attn.q_proj; choose one that divides every row, such as 64",
+            "model.encoder.layers.0.self_attn.q_proj (choose 8, 16, 32 or 64, or put such layers in exclude)",
+        ),
+        (
+            {"exclude": []},
+            "variant 'hqq-int4': hqq: 4 bits do not pack the 261 groups of proj_out "
+            "(choose 8 or 3 bits, or put it in exclude)",
         ),
     ],
 )
@@ -125,6 +131,25 @@ def test_what_does_not_fit_the_model(changes: dict[str, object], sentence: str, 
     project.set(**{f"variants__hqq-int4__{key}": value for key, value in changes.items()})
     assert refusal("hqq-int4") == sentence
     assert [file.name for file in (project.root / "models").iterdir()] == ["baseline"]
+
+
+def test_a_scale_that_is_not_finite_is_not_saved(project: Project) -> None:
+    """Weights beyond float16 overflow in the library: the checkpoint is saved, loads, and says "!!!!"."""
+    file = project.root / "models/baseline/model.safetensors"
+    tensors = load_file(file)
+    tensors["model.decoder.layers.0.fc2.weight"][5] *= 1e7
+    save_file(tensors, file, {"format": "pt"})
+    assert refusal("bnb-int8") == (
+        "variant 'bnb-int8': model.decoder.layers.0.fc2.SCB has values that are not finite; "
+        "put its layer in exclude, or choose a model without such weights"
+    )
+    assert [file.name for file in (project.root / "models").iterdir()] == ["baseline"]
+
+
+def test_the_manifest_has_the_size_of_the_groups_that_were_made(project: Project) -> None:
+    """The table says 128, and the library has chosen 64 for the model's width."""
+    quantize.main("quanto-int4")
+    assert manifest.verify(project.root / "models/quanto-int4")["variant"]["group_size"] == 64
 
 
 def test_a_library_that_leaves_layers_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,8 @@ def test_commands_name_keys_and_modules_that_exist(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     settings = params.read(ROOT)
     known = {*vars(settings)}
-    known |= {f"calibration.{key}" for key in vars(settings.calibration)}
+    for section in ("calibration", "decoding", "scoring"):
+        known |= {f"{section}.{key}" for key in vars(getattr(settings, section))}
     known |= {f"catalog.yaml:corpora.{name}.{key}" for name in settings.corpora for key in vars(settings.corpora[name])}
     keys = {assignment.split("=")[0] for assignment in re.findall(r"-S ([\w.:-]+=\S+)", text)}
     assert keys - known == set()

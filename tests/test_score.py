@@ -21,6 +21,7 @@ def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkey
     assert json.loads(Path("reports/scores/fp32.json").read_text()) == {
         "variant": "fp32",
         "scoring": {"normalizer": "english", "resamples": 10_000, "seed": 0},
+        "normalizer_version": "whisper-normalizer 0.1.15",
         "splits": {
             "test-clean": {
                 "utterances": 1,

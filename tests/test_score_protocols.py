@@ -77,6 +77,16 @@ def test_the_studys_own_protocol_comes_first(tmp_project: Project) -> None:
     assert len(found) == len(set(found)) == 5
 
 
+@pytest.mark.parametrize(("task", "normalizers"), [("transcribe", {"basic"}), ("translate", {"basic", "english"})])
+def test_the_english_normalizer_is_tried_on_english_alone(
+    tmp_project: Project, task: str, normalizers: set[str]
+) -> None:
+    """It deletes "um" from German, where that is a word; a translation is English."""
+    tmp_project.set(decoding__language="de", decoding__task=task, scoring__normalizer="basic")
+    table = score_protocols.rows(lines("test", "a-1", "UM ACHT", {}, "um acht"), params.read())
+    assert {row["normalizer"] for row in table} == normalizers
+
+
 def test_silence_has_insertions_only(tmp_project: Project) -> None:
     said = {(False, 444): "(music) hmm thank you"}
     (tmp_project.root / "reports").mkdir(exist_ok=True)

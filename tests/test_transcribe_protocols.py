@@ -39,7 +39,7 @@ def test_every_protocol_says_what_a_pass_of_its_own_would_say(project: Project) 
         for line in lines:
             if line["suppress_non_speech"] == suppress and line["max_new_tokens"] < 444:
                 utterance = utterances[line["id"]]
-                (alone,) = decoding.texts(model, [utterance], vocabulary, line["max_new_tokens"])
+                (alone,) = toy.texts(model, [utterance], vocabulary, line["max_new_tokens"])
                 assert line["pred_text"] == alone
                 assert (line["text"], line["duration"]) == (utterance.text, utterance.duration)
 
@@ -48,17 +48,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(project: Project, monkeypat
     transcribe_protocols.main()
     file = project.root / "reports/protocols.jsonl"
     whole = file.read_bytes()
-    tokens = decoding.tokens
+    hear = decoding.transcribe
     left = 5  # batches: with suppression four, without it one of four
 
-    def some(*arguments: Any) -> list[list[list[int]]]:
+    def some(*arguments: Any) -> list[decoding.Heard]:
         nonlocal left
         if not left:
             raise KeyboardInterrupt
         left -= 1
-        return tokens(*arguments)
+        return hear(*arguments)
 
-    monkeypatch.setattr(decoding, "tokens", some)
+    monkeypatch.setattr(decoding, "transcribe", some)
     with pytest.raises(KeyboardInterrupt):
         transcribe_protocols.main()
     left = 3  # no more are needed

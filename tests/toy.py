@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pipeline import calibrate
 from pipeline.core import files
-from pipeline.whisper import network
+from pipeline.speech.corpus import Utterance
+from pipeline.whisper import decoding, network
 from pipeline.whisper.formats import configs
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tests.conftest import Project
 
 SIZES: dict[str, Any] = {
@@ -53,13 +58,11 @@ def write(folder: Path, specials: list[str] = ENGLISH) -> Path:
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    files.write_json(folder / "config.json", configs.model_config(shapes, 2, tokens))
-    generation = configs.generation_config(tokens, {})
-    if specials == ENGLISH:
-        generation["is_multilingual"] = False
-        del generation["lang_to_id"], generation["task_to_id"]
+    files.write_json(folder / "config.json", configs.model_config(shapes, (2, 2), tokens))
+    given = {"begin_suppress_tokens": [tokens["<|endoftext|>"]]}
+    generation = configs.generation_config("toy", tokens, 256 + len(specials), given)
     files.write_json(folder / "generation_config.json", generation)
-    files.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(80))
+    files.write_json(folder / "preprocessor_config.json", configs.preprocessor_config("toy", 80, 1500, {}))
     return folder
 
 
@@ -81,6 +84,13 @@ def talkative(folder: Path) -> Path:
     return folder
 
 
+def retrain(folder: Path) -> None:
+    """Change the toy's weights, in place."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.decoder.layers.0.fc1.weight"] *= 2
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def features(batch: int = 2) -> torch.Tensor:
     """Return something for the encoder to hear, the same in every process."""
     return torch.randn(batch, 80, 3000, generator=torch.Generator().manual_seed(1))
@@ -90,6 +100,14 @@ def logits(model: network.Whisper) -> torch.Tensor:
     """Return the model's logits for fixed features and tokens."""
     with torch.no_grad():
         return model(features().to(model.device), _TOKENS.to(model.device)).cpu()  # type: ignore[no-any-return]
+
+
+def texts(
+    model: network.Whisper, batch: Sequence[Utterance], vocabulary: decoding.Vocabulary, max_new_tokens: int = 444
+) -> list[str]:
+    """Return what a transcript would say of each utterance."""
+    heard = decoding.transcribe(model, batch, vocabulary, max_new_tokens, size=16)
+    return [each.line(vocabulary)["pred_text"] for each in heard]
 
 
 def logits_of_transformers(model: Any) -> torch.Tensor:
@@ -113,22 +131,29 @@ def project(project: "Project", baseline: Path) -> None:
 
 def speech(shard: Path, split: str, seconds: dict[str, float]) -> None:
     """Write a shard of noise: ids and durations."""
+    from tests.conftest import noise
+
+    write_shard(shard, split, {name: noise(length, seed) for seed, (name, length) in enumerate(seconds.items())})
+
+
+def write_shard(shard: Path, split: str, sounds: "Mapping[str, NDArray[np.int16]]") -> None:
+    """Write a shard of sounds: ids and samples."""
     import pyarrow
     import pyarrow.parquet
 
     from pipeline import prepare
-    from tests.conftest import encode, noise
+    from tests.conftest import encode
 
     rows = [
         {
             "id": name,
             "split": split,
             "speaker": name[0],
-            "duration": length,
+            "duration": len(samples) / 16000,
             "text": f"THE WORDS OF {name}",
-            "audio": {"bytes": encode(noise(length, seed)), "path": f"{name}.flac"},
+            "audio": {"bytes": encode(samples), "path": f"{name}.flac"},
         }
-        for seed, (name, length) in enumerate(seconds.items())
+        for name, samples in sounds.items()
     ]
     shard.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=prepare.schema(len(rows))), shard)

@@ -1,7 +1,9 @@
 """The quantization libraries behind one face: a module each, of four functions; nothing else knows a library.
 
     supports(variant) -> Variant          the variant with the library's defaults filled in; UserError when it cannot
-    quantize(model, layers, variant, calibrate)   quantize these Linear layers of the model in place
+    quantize(model, layers, variant, calibrate) -> Variant
+                                          quantize these Linear layers in place; the variant as the library made it;
+                                          UserError, before any layer is changed, when one of them does not fit
     save(model, variant, folder)          write model.safetensors, and what else the library's own loaders need
     load(folder, device) -> Whisper       read it back; the backend alone decides how
 
@@ -10,7 +12,7 @@ To add a library, add a module here: its file name is the backend's name in para
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -18,6 +20,8 @@ from pipeline.core.errors import UserError, suggestion
 from pipeline.core.params import Variant, backends
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.whisper.network import Whisper as Whisper  # the backends' own name for it
 
     Calibrate = Callable[[Whisper], None]
@@ -31,7 +35,7 @@ class Backend(Protocol):
 
     def supports(self, variant: Variant) -> Variant: ...
 
-    def quantize(self, model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> None: ...
+    def quantize(self, model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> Variant: ...
 
     def save(self, model: "Whisper", variant: Variant, folder: Path) -> None: ...
 
@@ -52,9 +56,7 @@ def choose(backend: str, key: str, value: object, choices: tuple[object, ...], w
     UserError: hqq: bits 5 is not possible (choose 8, 4, 3 or 2)
     """
     if value not in choices:
-        words = [_as_yaml(choice) for choice in choices]
-        listed = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-        raise UserError(f"{backend}: {key} {_as_yaml(value)} is not possible{where} (choose {listed})")
+        raise UserError(f"{backend}: {key} {_as_yaml(value)} is not possible{where} (choose {listed(choices)})")
 
 
 def limit(backend: str, variant: Variant, where: str = "", **choices: tuple[object, ...]) -> None:
@@ -63,11 +65,25 @@ def limit(backend: str, variant: Variant, where: str = "", **choices: tuple[obje
         choose(backend, key, getattr(variant, key), possible, where)
 
 
-def divides(backend: str, group_size: int | None, layer: str, inputs: int) -> None:
-    """Raise UserError when groups of this size do not fill a layer's rows."""
-    if group_size and inputs % group_size:
-        what = f"group_size {group_size} does not divide the {inputs} inputs of {layer}"
-        raise UserError(f"{backend}: {what}; choose one that divides every row, such as 64")
+def linear_layers(model: "Whisper", layers: list[str]) -> "dict[str, nn.Linear]":
+    """Return the Linear layers of these names."""
+    return {name: cast("nn.Linear", model.get_submodule(name)) for name in layers}
+
+
+def divides(backend: str, variant: Variant, linear: "dict[str, nn.Linear]", sizes: Iterable[int]) -> None:
+    """Raise UserError when groups do not fill a layer's rows; it names those of the library's sizes that fill all."""
+    for name, layer in linear.items():
+        if variant.group_size and layer.in_features % variant.group_size:
+            fit = [size for size in sizes if not any(other.in_features % size for other in linear.values())]
+            choice = f"choose {listed(fit)}" if fit else "none that it has divides every row: choose another backend"
+            what = f"group_size {variant.group_size} does not divide the {layer.in_features} inputs of {name}"
+            raise UserError(f"{backend}: {what} ({choice}, or put such layers in exclude)")
+
+
+def listed(choices: Sequence[object]) -> str:
+    """Join choices as a sentence does: "8, 4 or 2"."""
+    words = [_as_yaml(choice) for choice in choices]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _as_yaml(value: object) -> str:

@@ -5,7 +5,7 @@ import itertools
 
 from pipeline import backends
 from pipeline.core import params, stage
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, naming
 from pipeline.core.params import Variant
 
 _FORMATS = [("int", 8), ("int", 4), ("int", 3), ("int", 2), ("int", 1), ("float", 8), ("fp", 4), ("nf", 4)]
@@ -15,16 +15,15 @@ def check(settings: params.Params) -> None:
     """Raise UserError with the backend's sentence for the first variant, or the candidate, that it cannot do."""
     for name in settings.names:
         variant = settings.variant(name)
-        try:
+        with naming(name):
             backends.get(variant.backend).supports(variant)
-        except UserError as error:
-            raise UserError(f"variant {name!r}: {error}") from None
 
 
 def table() -> str:
     """Return a Markdown table: a row for each backend and kind of activations, a column for each weight format.
 
-    A cell lists the granularities that the backend accepts, asked one by one.
+    A cell lists the granularities that the backend accepts, asked one by one. Layers whose sizes do not suit the
+    library, as a head of an odd number of rows, are refused by `quantize`, which knows the model.
     """
     heads = ["backend", "activations", *(f"{kind}{bits}" for kind, bits in _FORMATS)]
     lines = [heads, ["---"] * len(heads)]

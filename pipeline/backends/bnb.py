@@ -16,7 +16,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
 
 DEVICES = ("cpu", "cuda")
-_BLOCK_SIZE = 64
+_BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+_ROWS = 32
+"""The number of rows of a 4-bit layer is a multiple of it."""
 _OUTLIER_THRESHOLD = 6.0
 """Activations beyond it are multiplied in floating point: LLM.int8()'s own default, and Transformers'."""
 
@@ -36,24 +38,27 @@ def supports(variant: Variant) -> Variant:
         backends.limit("bnb", variant, where, bits=(4,))
         backends.limit("bnb", variant, f"{where}: it is weight-only", activations=("none",))
         backends.choose("bnb", "granularity", variant.granularity or "group", ("group",), where)
-        granularity, group_size = "group", variant.group_size or _BLOCK_SIZE
-        backends.choose("bnb", "group_size", group_size, (64, 128, 256, 512, 1024, 2048, 4096))
+        granularity, group_size = "group", variant.group_size or _BLOCK_SIZES[0]
+        backends.choose("bnb", "group_size", group_size, _BLOCK_SIZES)
     backends.choose("bnb", "symmetric", variant.symmetric is not False, (True,), ": its formats have no zero points")
     return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=True)
 
 
-def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
+def quantize(
+    model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
+) -> Variant:
     """Replace the layers with Linear8bitLt or Linear4bit; moving them to a device quantizes them."""
     _quiet()
-    import torch
-
-    if "proj_out" in layers:
+    chosen = backends.linear_layers(model, layers)
+    if "proj_out" in chosen and model.proj_out.weight is model.model.decoder.embed_tokens.weight:
         raise UserError("bnb: proj_out is tied to the token embedding, which stays in fp32; put it in exclude")
-    for name in layers:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, torch.nn.Linear)
-        # Elsewhere blocks may run over a row's end, but not in the kernels for CPUs with AVX512-BF16.
-        backends.divides("bnb", variant.group_size, name, linear.in_features)
+    # The kernels for CPUs with AVX512-BF16 ask for both: elsewhere blocks may run over a row's end, and any rows do.
+    backends.divides("bnb", variant, chosen, _BLOCK_SIZES)
+    for name, linear in chosen.items():
+        if variant.bits == 4 and linear.out_features % _ROWS:
+            what = f"{variant.format}4 needs a multiple of {_ROWS} rows, and {name} has {linear.out_features}"
+            raise UserError(f"bnb: {what}; put it in exclude, or choose int8")
+    for name, linear in chosen.items():
         empty = _layer(linear.in_features, linear.out_features, linear.bias is not None, _config(variant))
         parameter = empty.weight
         settings = {
@@ -64,6 +69,7 @@ def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, cal
         empty.weight = type(parameter)(linear.weight.data, requires_grad=False, **settings)
         empty.bias = linear.bias
         model.set_submodule(name, empty.to(linear.weight.device).eval())
+    return variant
 
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:

@@ -7,19 +7,25 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
 
+if TYPE_CHECKING:
+    from torch import nn
+
 DEVICES = ("cpu", "cuda")
 _LAYERS = "hqq_layers.json"
 _GROUP_SIZE = 64
+_PACKED = {8: 1, 4: 2, 3: 1, 2: 4, 1: 8}
+"""Bits to how many groups share bytes, and so must come together. (At 3 bits ten do, and the last are filled up.)"""
 
 
 def supports(variant: Variant) -> Variant:
     """Weights only, asymmetric; per group along a row, or per channel (a whole row)."""
-    backends.limit("hqq", variant, format=("int",), bits=(8, 4, 3, 2, 1), double_quant=(False,))
+    backends.limit("hqq", variant, format=("int",), bits=tuple(_PACKED), double_quant=(False,))
     backends.choose("hqq", "activations", variant.activations, ("none",), ": it is weight-only")
     granularity = variant.granularity or "group"
     backends.choose("hqq", "granularity", granularity, ("channel", "group"))
@@ -30,18 +36,21 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=False)
 
 
-def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
+def quantize(
+    model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
+) -> Variant:
     """Replace the layers with HQQLinear, computing in fp32 as the baseline does."""
     import torch
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
-    for name in layers:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, torch.nn.Linear)
-        backends.divides("hqq", variant.group_size, name, linear.in_features)
+    chosen = backends.linear_layers(model, layers)
+    backends.divides("hqq", variant, chosen, range(8, min(layer.in_features for layer in chosen.values()) + 1, 8))
+    _packs(chosen, variant)
+    for name, linear in chosen.items():
         config = BaseQuantizeConfig(nbits=variant.bits, group_size=variant.group_size, axis=1)
         quantized = HQQLinear(linear, config, compute_dtype=torch.float32, device=str(linear.weight.device))
         model.set_submodule(name, quantized)
+    return variant
 
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
@@ -68,3 +77,14 @@ def load(folder: Path, device: str) -> "backends.Whisper":
         layer.load_state_dict(own)
         model.set_submodule(name, layer)
     return model
+
+
+def _packs(layers: "dict[str, nn.Linear]", variant: Variant) -> None:
+    """Raise UserError when a layer's groups do not fill the library's bytes: it fails at them, or loses the last."""
+    groups = {name: layer.weight.numel() // (variant.group_size or layer.in_features) for name, layer in layers.items()}
+    for name, count in groups.items():
+        if count % _PACKED[variant.bits]:
+            fit = [bits for bits, together in _PACKED.items() if not any(other % together for other in groups.values())]
+            choice = f"choose {backends.listed(fit)} bits, or put it in exclude"
+            what = f"the {count} groups" if variant.group_size else f"the {count} rows"
+            raise UserError(f"hqq: {variant.bits} bits do not pack {what} of {name} ({choice})")

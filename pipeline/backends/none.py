@@ -16,8 +16,11 @@ def supports(variant: Variant) -> Variant:
     return variant
 
 
-def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
+def quantize(
+    model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
+) -> Variant:
     """Leave the model as it is."""
+    return variant
 
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:

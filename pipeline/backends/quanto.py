@@ -7,7 +7,7 @@ Checkpoints are quanto's own, model.safetensors and quanto_qmap.json, as `Quanti
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
@@ -18,7 +18,7 @@ _TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float
 
 
 def supports(variant: Variant) -> Variant:
-    """8 bits go with a scale per channel, fewer with groups whose size quanto chooses (128, or what divides a row)."""
+    """8 bits go with a scale per channel, fewer with groups whose size quanto chooses: 128 or less, see `quantize`."""
     backends.limit("quanto", variant, format=("int", "float"), double_quant=(False,))
     possible = tuple(bits for kind, bits in _TYPES if kind == variant.format)
     backends.limit("quanto", variant, f" with format {variant.format}", bits=possible)
@@ -36,15 +36,23 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, group_size=group_size, symmetric=symmetric)
 
 
-def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
-    """Quantize with `optimum.quanto.quantize`, `Calibration` and `freeze`."""
+def quantize(
+    model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
+) -> Variant:
+    """Quantize with `optimum.quanto.quantize`, `Calibration` and `freeze`.
+
+    The variant comes back with the groups' true size, the smallest where layers differ. quanto chooses it for each
+    layer: 128, 96, 64 or 32, whichever divides the row first; the whole row where none does, or where it is shorter.
+    """
     from optimum import quanto
 
+    _unpack_without_compiler()
     static = variant.activations == "static"
     quanto.quantize(
         model,
         weights=quanto.qtypes[_TYPES[variant.format, variant.bits]],
         activations=quanto.qint8 if static else None,
+        optimizer=_optimizer(variant),
         include=layers,
     )
     if static:
@@ -52,6 +60,11 @@ def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, cal
         with quanto.Calibration():
             calibrate(model)
     quanto.freeze(model)
+    if variant.group_size is None:
+        return variant
+    quantized: list[Any] = [model.get_submodule(name) for name in layers]
+    smallest = min(layer.weight_group_size or layer.in_features for layer in quantized)
+    return dataclasses.replace(variant, group_size=smallest)
 
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
@@ -75,17 +88,35 @@ def load(folder: Path, device: str) -> "backends.Whisper":
     model = weights.skeleton(folder)
     tensors = weights.read(folder)
     quantization_map = json.loads((folder / "quanto_qmap.json").read_text())
-    if "proj_out" not in quantization_map:
-        tensors["proj_out.weight"] = tensors["model.decoder.embed_tokens.weight"]
+    tied = "proj_out" not in quantization_map and weights.head_is_tied(folder, tensors)
+    if tied:
+        tensors[weights.HEAD] = tensors[weights.EMBEDDING]
     quanto.requantize(model, tensors, quantization_map, device=torch.device(device))
     missing = set(model.state_dict()) - set(tensors)  # requantize leaves these uninitialized, without a word
     if missing:
         raise UserError(f"{folder}: model.safetensors lacks {min(missing)!r}; quantize it again")
-    if "proj_out" not in quantization_map:
+    if tied:
         model.tie()
     if any(entry["activations"] != "none" for entry in quantization_map.values()):
         _keep_outputs(model)
     return model.requires_grad_(False)
+
+
+def _optimizer(variant: Variant) -> Any:
+    """Return what chooses the scales, as quanto does by default, but never 0: 0 / 0 of a row of zeros is no number."""
+    from optimum.quanto import AbsmaxOptimizer, MaxOptimizer
+
+    class Symmetric(AbsmaxOptimizer):  # type: ignore[misc]  # quanto has no types
+        def optimize(self, *arguments: Any) -> Any:
+            scale = super().optimize(*arguments)
+            return scale.masked_fill(scale == 0, 1)
+
+    class Affine(MaxOptimizer):  # type: ignore[misc]
+        def optimize(self, *arguments: Any) -> Any:
+            scale, shift = super().optimize(*arguments)
+            return scale.masked_fill(scale == 0, 1), shift
+
+    return Symmetric() if variant.symmetric else Affine()
 
 
 def _keep_outputs(model: "backends.Whisper") -> None:

@@ -35,7 +35,9 @@ def supports(variant: Variant) -> Variant:
     return dataclasses.replace(variant, granularity=granularity, symmetric=symmetric)
 
 
-def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate") -> None:
+def quantize(
+    model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
+) -> Variant:
     """Quantize the weights with `quantize_dynamic`; for static variants, the inputs with what an observer has seen.
 
     Outputs stay in floating point: int8 cannot hold the outliers of Whisper's residual sums (one layer of tiny.en spans
@@ -50,6 +52,7 @@ def quantize(model: "backends.Whisper", layers: list[str], variant: Variant, cal
         quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
         for name, (scale, zero_point) in inputs.items():
             model.set_submodule(name, _static(model.get_submodule(name), scale, zero_point))
+    return variant
 
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:

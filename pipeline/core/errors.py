@@ -1,12 +1,34 @@
 """One error for the mistakes a user can mend."""
 
+import contextlib
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+LONGEST = 2000
+"""Characters of a message: a file of another kind may be one line of a megabyte."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the message is one sentence naming the thing, the value and the way out."""
+    """A mistake the user can mend: the message is one sentence naming the thing, the value and the way out.
+
+    Names and values may come from anywhere: what would break the line or command the terminal is shown escaped, and of
+    what is very long the middle is left out.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        if len(sentence) > LONGEST:
+            sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in sentence))
+
+
+@contextlib.contextmanager
+def naming(variant: str) -> Iterator[None]:
+    """Put the variant's name before what a UserError says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"variant {variant!r}: {error}") from None
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

@@ -3,10 +3,26 @@
 import contextlib
 import hashlib
 import json
+import lzma
 import shutil
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+"""What reading a broken archive raises: RuntimeError where it says that it is encrypted or of an unknown method."""
 
 
 @contextlib.contextmanager
@@ -56,6 +72,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON that reads well and diffs well."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a text says in JSON; raise ValueError when it is none, nested too deeply, or could not be written."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # "\\ud800" is JSON, but half a character
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:

@@ -1,6 +1,5 @@
 """A folder that lists its files: the list is written last, and compared with them before anything else is read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ def verify(folder: Path) -> dict[str, Any]:
     """Return what `write` wrote; raise UserError when a file is missing, cut short or edited since."""
     again = "run 'dvc repro' to restore it"
     try:
-        manifest: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        digests = manifest["files"]
-    except (OSError, ValueError, KeyError):
+        manifest: dict[str, Any] = files.parse_json((folder / NAME).read_bytes())
+        digests = manifest["files"].items()
+        there = {path.name for path in folder.iterdir() if path.is_file()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # another file of that name, too
         raise UserError(f"{folder} has no readable {NAME}, so it is no checkpoint of this project; {again}") from None
-    for name, digest in digests.items():
-        if not (folder / name).is_file():
+    for name, digest in digests:
+        if name not in there:
             raise UserError(f"{folder} lacks {name}; {again}")
         if files.sha256(folder / name) != digest:
             raise UserError(f"{folder}/{name} is not the file that was saved: it is cut short or edited; {again}")

@@ -4,6 +4,7 @@ Every stage reads its settings through `read`, so that a misspelt key or an impo
 sentence before any work starts. DVC does not see a default change: CONTRIBUTING.md says what to do.
 """
 
+import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +21,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from pipeline.core import params_errors
+from pipeline.core import languages, params_errors
 from pipeline.core.errors import UserError, suggestion
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ CANDIDATE = "candidate"
 BASELINE = "fp32"
 
 # DVC builds stage names and parameter paths from names: a dot or a slash would break its tracking silently.
-Name = Annotated[str, StringConstraints(strict=True, pattern="^[A-Za-z0-9-]+$")]
+Name = Annotated[str, StringConstraints(strict=True, pattern="^[A-Za-z0-9-]+$", max_length=100)]
 Positive = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0)]
 Patterns = list[StrictStr]
@@ -121,12 +122,18 @@ class Decoding:
     """How text is decoded: always greedy, without temperature fallback."""
 
     language: StrictStr = "en"
+    """Code of what is spoken; `auto`: the model detects it, in each utterance."""
     task: Literal["transcribe", "translate"] = "transcribe"
     batch_size: Positive = 16
     max_new_tokens: Positive = 444
     suppress_non_speech: StrictBool = True
     """Never write what Whisper's vocabulary holds for sounds that are no speech, such as "(" or "♪♪"."""
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.language != languages.AUTO and not re.fullmatch("[a-z]{2,3}", self.language):
+            wanted = f"a language's code or {languages.AUTO!r}{languages.suggestion(self.language)}"
+            raise ValueError(f"language is {self.language!r}, but it must be {wanted}")
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -145,7 +152,7 @@ class Calibration:
     """The audio on which static variants learn their activation ranges."""
 
     corpus: StrictStr
-    split: StrictStr
+    split: Name
     utterances: Positive
     seed: Seed = 0
 
@@ -200,6 +207,12 @@ class Params(Variant):
             raise UserError(
                 f"variants: {BASELINE!r} (backend: none) is missing; every difference is measured against it"
             )
+        heard = self.decoding.language
+        if self.scoring.normalizer == "english" and heard != "en" and self.decoding.task == "transcribe":
+            raise UserError(
+                f"scoring: normalizer 'english' deletes and rewrites other languages' words, and decoding.language is "
+                f"{heard!r}; set scoring.normalizer to 'basic'"
+            )
         if self.corpora[calibration.corpus].source == "generated":
             raise UserError(
                 f"calibration: corpus {calibration.corpus!r} is generated, and activation ranges learned without "
@@ -250,6 +263,16 @@ def _load(file: Path) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(f"{file}{line} is not valid YAML: {reason}") from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply; restore it with git") from None
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # ruamel.yaml's own, of values like 2026-02-31
+        reason = f"a value cannot be read ({error})"
+        raise UserError(f"{file} is not valid YAML: {reason}; correct it, or restore the file with git") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file} holds no keys; restore it with 'git checkout {file}'")
     return raw

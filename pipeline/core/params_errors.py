@@ -36,9 +36,11 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
         return f"{place}: {context['error']}"
     if path == ["device"] and kind != "missing":
         return f"device is {given!r}, but it must be auto, cpu, cuda or cuda:N"
+    if kind == "string_too_long":
+        return f"{owner}: the name {given[:20]!r}... has over {context['max_length']} characters"
     if kind == "string_pattern_mismatch" or error["loc"][-1] == "[key]":
         if not isinstance(given, str):
-            return f"{owner}: the name {given} is no text; write it in quotes"
+            return f'{owner}: the name {given} is no text; write "{given}" in quotes, or a word such as int{given}'
         return f"{owner}: the name {given!r} may hold only letters, digits and hyphens"
     if kind == "unexpected_keyword_argument":
         return f"{owner}: unknown key {path[-1]!r}{suggestion(path[-1], keys(_at(settings, path[:-1])))}"

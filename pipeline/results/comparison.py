@@ -92,12 +92,15 @@ def rows(scores: Mapping[str, Json], timings: Mapping[str, Json], resamples: int
     for name, score in scores.items():
         facts = timings[name]["checkpoint"] | timings[name]
         settings = {key: " ".join(of) if isinstance(of, list) else of for key, of in facts["variant"].items()}
-        others = flat({key: facts[key] for key in facts if key not in ("variant", "checkpoint", "split_utterances")})
+        by_split = ("split_utterances", "conversions")
+        others = flat({key: facts[key] for key in facts if key not in ("variant", "checkpoint", *by_split)})
+        scoring = {"normalizer": score["scoring"]["normalizer"], "normalizer_version": score["normalizer_version"]}
         for split, differing in compared.items():
             counts = score["splits"][split]
             row = {"variant": name, "split": split, **settings, **counts}
             row |= {"looping_ids": shortened(counts["looping_ids"]), **differing[name]}
-            row |= sizes(facts["bytes"]["total"], full) | {"split_utterances": facts["split_utterances"][split]}
+            row |= {"split_utterances": facts["split_utterances"][split], **facts["conversions"][split], **scoring}
+            row |= sizes(facts["bytes"]["total"], full)
             table.append(row | {key: value for key, value in others.items() if key not in row})
     return table
 

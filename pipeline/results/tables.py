@@ -51,12 +51,17 @@ RESULT_COLUMNS = {
     "variant": "text: key of `variants` in params.yaml, or `candidate`",
     "split": "text: split of the corpus",
     **{setting.name: f"text: {setting.name} of the variant in params.yaml" for setting in fields(Variant)},
-    **{name: f"{name} of the variant in params.yaml" for name in ("bits", "group_size")},
+    "bits": "bits of the variant in params.yaml",
+    "group_size": "weights that share a scale, as the library made it; the smallest where layers differ",
     # The speech.
     "utterances": "number of utterances",
     "split_utterances": "utterances in the whole split, of which a limit may have chosen some",
     "speakers": "number of speakers; empty: not known",
     "minutes": "minutes of audio",
+    "resampled": "utterances whose audio had another rate than 16 kHz",
+    "mixed_down": "utterances whose audio had several channels",
+    "normalizer": "text: english, basic or none",
+    "normalizer_version": "text: package of the normalizer, and its version",
     "words": "words of the references, normalized",
     "characters": "characters of the references, normalized, spaces included",
     # Errors against the references, counted with the fewest edits.
@@ -119,7 +124,6 @@ COLUMNS = RESULT_COLUMNS | {
     # protocol.csv: fp32 on a split, decoded and scored in one way; the first line of a split is the study's own.
     "suppress_non_speech": "text: True where tokens of sounds that are no speech were suppressed",
     "max_new_tokens": "most tokens of 30 s of audio",
-    "normalizer": "text: english, basic or none",
     # engines.csv: one engine with the baseline.
     "engine": "text: name and format",
     "time_ratio": "its time over ours",
@@ -129,7 +133,11 @@ COLUMNS = RESULT_COLUMNS | {
 }
 """What stands in a column: a number, with its unit, or "text: ..."; `*` matches anything, in front another column."""
 
-NEWER = {"split_utterances": float("nan"), "jobs": 1, "instructions": "", "model": ""}
+NEWER = {
+    **dict.fromkeys(("split_utterances", "resampled", "mixed_down"), float("nan")),
+    **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "model"), ""),
+    "jobs": 1,
+}
 """Columns that earlier studies do not have, and what stands for them."""
 
 _COLUMNS = {

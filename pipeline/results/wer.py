@@ -1,10 +1,8 @@
 """Word errors of transcripts: counted per utterance, then summed up as rates with intervals per split."""
 
-import importlib
-import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,25 @@ from typing import Any
 import jiwer
 import numpy as np
 
+from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.results import statistics
+from pipeline.results.normalizers import Normalizer, is_mark
 
 MAX_COMPRESSION_RATIO = 2.4
 """Whisper's own threshold, above which it decodes again: openai/whisper, transcribe.py, compression_ratio_threshold."""
 
-LOOP = re.compile(r"(?<!\S)(\S+(?: \S+)*?)(?: \1){3}(?!\S)")
-"""A phrase four times in a row: people do say "no, no, no"."""
+LOOP = re.compile(r"(?<!\S)(\S+(?: \S+){0,110}?)(?: \1){3}(?!\S)")
+"""A phrase four times in a row: people do say "no, no, no". The 448 tokens of a piece hold no longer one four times."""
 
 KINDS = {"equal": statistics.HIT, "substitute": "S", "delete": "D", "insert": "I"}
 """jiwer's names for the parts of an alignment, and the letter for each word of them."""
 
 COUNTS = ("hits", "substitutions", "deletions", "insertions")
 
-Normalizer = Callable[[str], str]
+_MOST_SECONDS = 10**9
+"""More than any recording; counted in milliseconds it still is a number of 64 bits."""
+
 Line = dict[str, Any]  # one utterance of a transcript
 Summary = dict[str, Any]  # one split's counts and rates
 
@@ -67,29 +69,25 @@ def read(path: Path) -> list[Line]:
         lines = path.read_text(encoding="utf-8").strip().split("\n")  # splitlines would cut at U+2028 inside a text
     except FileNotFoundError:
         raise UserError(f"{path} is not here; {again}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text in UTF-8; {again}") from None
     if lines == [""]:
         raise UserError(f"{path} holds no transcripts; {again}")
     transcripts = []
     needed = {"split": str, "id": str, "text": str, "pred_text": str, "duration": int | float}
     for number, line in enumerate(lines, start=1):
         try:
-            transcripts.append(json.loads(line))
-            valid = all(isinstance(transcripts[-1][key], kind) for key, kind in needed.items())
-        except (ValueError, KeyError, TypeError):
+            transcripts.append(found := files.parse_json(line))
+            valid = all(isinstance(found[key], kind) for key, kind in needed.items())
+            valid = valid and 0 <= found["duration"] < _MOST_SECONDS and isinstance(found.get("speaker"), str | None)
+        except (ValueError, LookupError, TypeError, AttributeError):
             valid = False
         if not valid:
-            wanted = "an object with the texts split, id, text and pred_text and the number duration is needed"
+            wanted = (
+                "an object with the texts split, id, text and pred_text and the number duration, in seconds, is needed"
+            )
             raise UserError(f"{path}, line {number}: {wanted}; {again}")
     return sorted(transcripts, key=lambda line: (line["split"], line["id"]))
-
-
-def normalizer(name: str) -> Normalizer:
-    """Return Whisper's English normalizer, its basic one (any language), or none: the text as it is."""
-    if name == "none":
-        return str
-    package = importlib.import_module(f"whisper_normalizer.{name}")  # a copy of openai/whisper's own
-    normalize: Normalizer = getattr(package, f"{name.capitalize()}TextNormalizer")()
-    return normalize
 
 
 def is_loop(text: str) -> bool:
@@ -100,7 +98,7 @@ def is_loop(text: str) -> bool:
     """
     raw = text.strip().encode()
     compresses = len(raw) / len(zlib.compress(raw)) > MAX_COMPRESSION_RATIO
-    words = re.sub(r"[^\w\s']", "", text.lower()).split()
+    words = re.sub(r"[^\w\s']", lambda sign: sign[0] if is_mark(sign[0]) else "", text.lower()).split()
     return compresses or LOOP.search(" ".join(words)) is not None
 
 
@@ -113,7 +111,7 @@ def score(lines: Iterable[Line], normalize: Normalizer) -> list[Scored]:
     """
     found = []
     for line in lines:
-        reference, hypothesis = (normalize(line[key]).strip() for key in ("text", "pred_text"))
+        reference, hypothesis = (" ".join(normalize(line[key]).split()) for key in ("text", "pred_text"))
         words, characters = jiwer.process_words(reference, hypothesis), jiwer.process_characters(reference, hypothesis)
         aligned = [
             KINDS[part.type] * max(part.ref_end_idx - part.ref_start_idx, part.hyp_end_idx - part.hyp_start_idx)

@@ -4,9 +4,10 @@
 """
 
 import hashlib
-import io
+import itertools
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow
     from numpy.typing import NDArray
 
 CORPUS = Path("data/corpus")
@@ -22,29 +24,52 @@ CALIBRATION = Path("data/calibration")
 SPLIT_UTTERANCES = "split_utterances"
 """Key of a shard's metadata: how many utterances its own were chosen from."""
 
+CONVERSIONS = ("resampled", "mixed_down")
+"""Keys of a shard's metadata: of how many utterances the rate was converted, and of how many the channels averaged."""
+
 
 @dataclass(frozen=True)
 class Utterance:
-    """One prepared utterance; `duration` in seconds, `text` the raw reference ("" where there is none)."""
+    """One prepared utterance; `duration` in seconds, `text` the raw reference ("" where there is none).
+
+    The FLAC bytes are those that Parquet has read, without a copy.
+    """
 
     id: str
     split: str
     speaker: str
     duration: float
     text: str
-    flac: bytes
+    flac: "bytes | pyarrow.Buffer"
 
     def identity(self) -> dict[str, str | float]:
         """Return what a line of a transcript says besides the texts."""
         return {"id": self.id, "split": self.split, "speaker": self.speaker, "duration": self.duration}
 
 
-def samples(utterance: Utterance) -> "NDArray[np.float32]":
-    """Decode the audio: a vector of samples in [-1, 1), 16,000 a second."""
-    import soundfile
+class Sound:
+    """The audio of an utterance, decoded where it is read: an hour of it is not held in memory."""
 
-    decoded, _ = soundfile.read(io.BytesIO(utterance.flac), dtype="float32")
-    return decoded  # type: ignore[no-any-return]
+    def __init__(self, utterance: Utterance) -> None:
+        import pyarrow
+        import soundfile
+
+        self._file = soundfile.SoundFile(pyarrow.BufferReader(utterance.flac))
+
+    def __len__(self) -> int:
+        """Count the samples, 16,000 a second."""
+        return int(self._file.frames)
+
+    def read(self, start: int, end: int) -> "NDArray[np.float32]":
+        """Return samples in [-1, 1) from `start` up to `end`."""
+        self._file.seek(start)
+        return self._file.read(end - start, dtype="float32")  # type: ignore[no-any-return]
+
+
+def samples(utterance: Utterance) -> "NDArray[np.float32]":
+    """Return all samples of an utterance, in [-1, 1), 16,000 a second."""
+    sound = Sound(utterance)
+    return sound.read(0, len(sound))
 
 
 def shards(folder: Path) -> list[Path]:
@@ -60,19 +85,26 @@ def read_shard(shard: Path) -> Iterator[Utterance]:
     import pyarrow
 
     try:
-        yield from map(_utterance, rows(shard))
+        for batch in _batches(shard):
+            yield from map(_utterance, range(len(batch)), itertools.repeat(batch))
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{shard} cannot be read ({error}); run 'python -m pipeline.prepare' again") from None
 
 
-def rows(file: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file, 16 in memory at once; raise pyarrow's ArrowInvalid when it is damaged."""
+    for batch in _batches(file, columns):
+        yield from batch.to_pylist()
+
+
+def _batches(file: Path, columns: list[str] | None = None) -> "Iterator[pyarrow.RecordBatch]":
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own keeps what a long recording took
     import pyarrow.parquet
 
-    # Pre-buffering, the default, would hold the whole file; so it is a row group, 100 utterances in published corpora.
-    with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as parquet:
-        for batch in parquet.iter_batches(batch_size=16, columns=columns):
-            yield from batch.to_pylist()
+    # Without a buffer of its own for reading, a recording is in memory once more; by default, pre-buffering would hold
+    # the whole file. So it is a row group, 100 utterances in published corpora.
+    with pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        yield from parquet.iter_batches(batch_size=16, columns=columns)
 
 
 def read(folder: Path) -> Iterator[Utterance]:
@@ -84,22 +116,27 @@ def read(folder: Path) -> Iterator[Utterance]:
 def some(folder: Path, number: int) -> list[Utterance]:
     """Return up to `number` utterances of `folder`, drawn at random, but the same ones each time.
 
-    Reads the audio of the row groups that may hold them, and no other.
+    Reads the audio of the shards that hold them, and no other.
     """
-    import pyarrow.dataset
+    places = [
+        (hashlib.sha256(row["id"].encode()).digest(), row["split"], row["id"], shard)
+        for shard in shards(folder)
+        for row in rows(shard, ["split", "id"])
+    ]
+    drawn = sorted(places, key=lambda place: place[0])[:number]
+    wanted = {(split, name) for _, split, name, _ in drawn}
+    found = {
+        (utterance.split, utterance.id): replace(utterance, flac=bytes(utterance.flac))  # or its neighbours would stay
+        for shard in dict.fromkeys(shard for *_, shard in drawn)
+        for utterance in read_shard(shard)
+        if (utterance.split, utterance.id) in wanted
+    }
+    return [found[split, name] for _, split, name, _ in drawn]
 
-    table = pyarrow.dataset.dataset([str(shard) for shard in shards(folder)])
-    places = table.to_table(["split", "id"]).to_pylist()
-    drawn = sorted(places, key=lambda place: hashlib.sha256(place["id"].encode()).digest())[:number]
-    wanted = pyarrow.dataset.field("id").isin([place["id"] for place in drawn])
-    found = table.to_table(filter=wanted, batch_readahead=1, fragment_readahead=1).to_pylist()
-    utterances = {(row["split"], row["id"]): _utterance(row) for row in found}
-    return [utterances[place["split"], place["id"]] for place in drawn]
 
-
-def _utterance(row: dict[str, Any]) -> Utterance:
-    audio = row.pop("audio")
-    return Utterance(**row, flac=audio["bytes"])
+def _utterance(row: int, batch: "pyarrow.RecordBatch") -> Utterance:
+    plain = {column: batch.column(column)[row].as_py() for column in ("id", "split", "speaker", "duration", "text")}
+    return Utterance(**plain, flac=batch.column("audio")[row]["bytes"].as_buffer())
 
 
 def name(shard: Path) -> str:
@@ -120,3 +157,16 @@ def split_utterances(folder: Path) -> dict[str, int]:
 
     metadata = {shard.parent.name: pyarrow.parquet.read_schema(shard).metadata for shard in shards(folder)}
     return {split: int(entries[SPLIT_UTTERANCES.encode()]) for split, entries in metadata.items()}
+
+
+def conversions(folder: Path) -> dict[str, dict[str, int]]:
+    """Count each split's utterances that were `resampled` to 16 kHz, and that were `mixed_down` to one channel."""
+    import pyarrow.parquet
+
+    counts: dict[str, dict[str, int]] = {}
+    for shard in shards(folder):
+        metadata = pyarrow.parquet.read_schema(shard).metadata
+        split = counts.setdefault(shard.parent.name, dict.fromkeys(CONVERSIONS, 0))
+        for key in CONVERSIONS:
+            split[key] += int(metadata[key.encode()])
+    return counts

@@ -25,9 +25,9 @@ def save(
 ) -> dict[str, Any]:
     """Write a checkpoint and its manifest, whole or not at all; return the manifest.
 
-    `write(folder)` writes model.safetensors and what the backend needs beside it. `variant` has the library's defaults
-    filled in, `layers` maps the quantized layers to their numbers of weights, `calibration` lists the ids of the
-    utterances that static activations were calibrated on.
+    `write(folder)` writes model.safetensors and what the backend needs beside it. `variant` is as the library made it,
+    its defaults filled in, `layers` maps the quantized layers to their numbers of weights, `calibration` lists the ids
+    of the utterances that static activations were calibrated on.
     """
     with files.aside(folder) as partial:
         partial.mkdir(parents=True)

@@ -1,19 +1,23 @@
 """Utterances to text: batches of similar duration, greedy decoding."""
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pipeline.core.errors import UserError, suggestion
-from pipeline.speech import corpus
-from pipeline.speech.corpus import Utterance
+from pipeline.core import languages
+from pipeline.core.errors import UserError
+from pipeline.speech.corpus import Sound, Utterance
 from pipeline.whisper import mel
-from pipeline.whisper.network import Whisper
+from pipeline.whisper.network import Cache, Whisper
+
+_TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
 
 
 @dataclass(frozen=True)
@@ -22,29 +26,40 @@ class Vocabulary:
 
     tokenizer: Tokenizer
     prompt: list[int]
+    """What comes before the text; with languages to detect, the one at place 1 is an utterance's own."""
     end: int
-    """The end-of-text token; every id from here on is special and never part of the text."""
+    """The end-of-text token."""
     suppressed: list[int]
     suppressed_first: list[int]
     """Tokens that may not come first: a blank, the end."""
+    control: frozenset[int] = frozenset()
+    """Special tokens and timestamps, which are never part of the text."""
+    languages: Mapping[int, str] = field(default_factory=dict)
+    """Token and code of each language to choose from; empty where the language is told."""
 
     @classmethod
     def read(cls, folder: Path, language: str, task: str, suppress_non_speech: bool = True) -> "Vocabulary":
-        """Read tokenizer.json and generation_config.json of a checkpoint.
+        """Read tokenizer.json and generation_config.json of a checkpoint that `fetch` has written.
 
         The latter lists what Whisper suppresses: special tokens, always, and tokens that are no speech, such as "(" or
         "♪♪", unless told otherwise (openai/whisper, tokenizer.py, `non_speech_tokens`).
 
         Raises UserError when the model does not know the language or the task.
         """
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        try:
+            tokenizer = Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
+            config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename} is not here; run 'python -m pipeline.fetch' first") from None
+        known = {token: code.strip("<|>") for code, token in config.get("lang_to_id", {}).items()}
+        chosen = next(iter(known.values()), "en") if language == languages.AUTO else language
         prompt = ["<|startoftranscript|>"]
-        if config.get("is_multilingual", True):
-            known = [key.strip("<|>") for key in config.get("lang_to_id", {})]
-            if known and language not in known:
-                raise UserError(f"decoding: unknown language {language!r}{suggestion(language, known)}")
-            prompt += [f"<|{language}|>", f"<|{task}|>"]
+        if config["is_multilingual"]:
+            if chosen not in known.values():
+                raise UserError(
+                    f"decoding: unknown language {language!r}{languages.suggestion(language, known.values())}"
+                )
+            prompt += [f"<|{chosen}|>", f"<|{task}|>"]
         elif (language, task) != ("en", "transcribe"):
             raise UserError(f"decoding: this model only transcribes English, so {language}/{task} needs another model")
         ids = []
@@ -54,12 +69,38 @@ class Vocabulary:
                 raise UserError(f"{folder}/tokenizer.json lacks the token {token!r}; it is not Whisper's")
             ids.append(place)
         *prompted, end = ids
-        suppressed = [token for token in config.get("suppress_tokens") or [] if suppress_non_speech or token >= end]
-        return cls(tokenizer, prompted, end, suppressed, config.get("begin_suppress_tokens") or [])
+        added = tokenizer.get_added_tokens_decoder()
+        control = {place for place, token in added.items() if token.special or _TIMESTAMP.fullmatch(token.content)}
+        suppressed = [token for token in config["suppress_tokens"] if suppress_non_speech or token in control]
+        detected = known if language == languages.AUTO else {}
+        first = config["begin_suppress_tokens"]
+        return cls(tokenizer, prompted, end, suppressed, first, frozenset(control), detected)
 
     def text(self, tokens: Iterable[int]) -> str:
         """Turn tokens into text, without the special ones."""
-        return self.tokenizer.decode([token for token in tokens if token < self.end])
+        return self.tokenizer.decode([token for token in tokens if token not in self.control])
+
+    def prompts(self, rows: int, spoken: Sequence[int]) -> list[list[int]]:
+        """Return each row's prompt; `spoken` are the language tokens, where languages are detected."""
+        if not self.languages:
+            return [self.prompt] * rows
+        return [[self.prompt[0], language, *self.prompt[2:]] for language in spoken]
+
+
+@dataclass
+class Heard:
+    """What a model has heard in an utterance."""
+
+    windows: list[list[int]] = field(default_factory=list)
+    """Tokens of each window, without prompt and end."""
+    language: int | None = None
+    """Token of the language where that was to be detected, which the first window decides, as with openai/whisper."""
+
+    def line(self, vocabulary: Vocabulary, limit: int | None = None) -> dict[str, str]:
+        """Return what a transcript says of it: the text, of `limit` tokens a window, and the detected language."""
+        texts = (vocabulary.text(window[:limit]).strip() for window in self.windows)
+        language = {} if self.language is None else {"language": vocabulary.languages[self.language]}
+        return language | {"pred_text": " ".join(texts)}
 
 
 def batches(utterances: Iterable[Utterance], size: int) -> Iterator[list[Utterance]]:
@@ -69,49 +110,81 @@ def batches(utterances: Iterable[Utterance], size: int) -> Iterator[list[Utteran
         yield ordered[start : start + size]
 
 
-def texts(model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int) -> list[str]:
-    """Return each utterance's text; one beyond 30 s is decoded in windows, whose texts are joined."""
-    return [joined(windows, vocabulary) for windows in tokens(model, batch, vocabulary, max_new_tokens)]
+def transcribe(
+    model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int, size: int
+) -> list[Heard]:
+    """Return what the model hears in each utterance; one beyond 30 s is decoded in windows.
 
-
-def tokens(
-    model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int
-) -> list[list[list[int]]]:
-    """Return the tokens of each utterance's windows of at most 30 s."""
-    pieces = [mel.windows(corpus.samples(utterance)) for utterance in batch]
-    features = _features(model, [window for windows in pieces for window in windows])
-    rows = iter(greedy(model, features, vocabulary, max_new_tokens))
-    return [[next(rows) for _ in windows] for windows in pieces]
-
-
-def joined(windows: Iterable[Sequence[int]], vocabulary: Vocabulary) -> str:
-    """Return the text of an utterance from the tokens of its windows."""
-    return " ".join(vocabulary.text(window).strip() for window in windows)
+    The first windows of all come together, as they tell the languages, and then `size` at once: memory does not grow
+    with a recording. Raises UserError where the model's logits are not numbers.
+    """
+    longest = mel.window(model.config.max_source_positions)
+    sounds = [Sound(utterance) for utterance in batch]
+    cuts = [mel.windows(sound.read, len(sound), longest) for sound in sounds]
+    heard = [Heard() for _ in batch]
+    later = ((n, span) for n, spans in enumerate(cuts) for span in spans[1:])
+    together = [(n, spans[0]) for n, spans in enumerate(cuts)]
+    while together:
+        features = _features(model, [sounds[n].read(*span) for n, span in together])
+        told = [language for n, _ in together if (language := heard[n].language) is not None]
+        names = [f"utterance {batch[n].id!r}" for n, _ in together]
+        spoken, rows = _decode(model, features, vocabulary, max_new_tokens, names, told)
+        for (n, _), row, language in itertools.zip_longest(together, rows, spoken):
+            heard[n].windows.append(row)
+            heard[n].language = language
+        together = list(itertools.islice(later, size))
+    return heard
 
 
 def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Return the first 30 s as features (1, mels, frames), and prompt and greedy tokens (1, positions) of the model."""
-    features = _features(model, mel.windows(corpus.samples(utterance))[:1])
-    (tokens,) = greedy(model, features, vocabulary, model.config.max_target_positions)
-    return features, torch.tensor([vocabulary.prompt + tokens], device=model.device)
+    """Return the first window as features (1, mels, frames), and prompt and greedy tokens (1, positions) of the model.
+
+    Raises UserError where the model's logits are not numbers.
+    """
+    sound, config = Sound(utterance), model.config
+    first, *_ = mel.windows(sound.read, len(sound), mel.window(config.max_source_positions))
+    features = _features(model, [sound.read(*first)])
+    names = [f"utterance {utterance.id!r}"]
+    spoken, (tokens,) = _decode(model, features, vocabulary, config.max_target_positions, names)
+    return features, torch.tensor([vocabulary.prompts(1, spoken)[0] + tokens], device=model.device)
 
 
-@torch.no_grad()  # not inference_mode: quanto's 4-bit tensors need version counters
 def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tokens: int) -> list[list[int]]:
     """Return each row's tokens, the likeliest one at a time, without prompt and end.
 
     `features` are (batch, mels, frames) on the model's device. At most `max_new_tokens` tokens, and no more than the
-    model has positions for.
+    model has positions for. Raises UserError where the model's logits are not numbers.
     """
+    names = [f"row {row}" for row in range(len(features))]
+    return _decode(model, features, vocabulary, max_new_tokens, names)[1]
+
+
+@torch.no_grad()  # not inference_mode: quanto's 4-bit tensors need version counters
+def _decode(
+    model: Whisper,
+    features: Tensor,
+    vocabulary: Vocabulary,
+    max_new_tokens: int,
+    names: Sequence[str],
+    told: Sequence[int] = (),
+) -> tuple[Sequence[int], list[list[int]]]:
+    """Do as `greedy` does, and return each row's language, too: as `told`, or else where it is to be detected."""
     limit = min(max_new_tokens, model.config.max_target_positions - len(vocabulary.prompt))
     caches = model.caches(features, len(vocabulary.prompt) + limit)
-    results: list[list[int]] = [[] for _ in range(len(features))]
     rows = list(range(len(features)))  # the utterance in each row of the batch
-    tokens = torch.tensor([vocabulary.prompt] * len(rows), device=model.device)
+    spoken = told or _languages(model, caches, vocabulary, len(rows))
+    results: list[list[int]] = [[] for _ in rows]
+    tokens = torch.tensor(vocabulary.prompts(len(rows), spoken), device=model.device)
     barred = _barrier(model, vocabulary.suppressed)
     barred_now = barred + _barrier(model, vocabulary.suppressed_first)
     for _ in range(limit):
-        best = (model.next_logits(tokens, caches) + barred_now).argmax(dim=1)
+        scores = model.next_logits(tokens, caches) + barred_now
+        best = scores.argmax(dim=1)  # of a NaN, if there is any
+        finite = scores.gather(1, best[:, None]).isfinite().flatten().tolist()
+        if not all(finite):
+            name = names[rows[finite.index(False)]]
+            why = "the weights are broken, or every token is suppressed"
+            raise UserError(f"{name}: no token can be chosen, as its logit is not a finite number: {why}")
         barred_now = barred
         said = best.tolist()
         for utterance, token in zip(rows, said, strict=True):
@@ -132,11 +205,24 @@ def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tok
                 own.drop(empty, last, count)
                 heard.drop(empty, last, count)
         tokens = best[:count, None]
-    return results
+    return spoken, results
+
+
+def _languages(model: Whisper, caches: list[tuple[Cache, Cache]], vocabulary: Vocabulary, rows: int) -> list[int]:
+    """Return the likeliest language token of each row after the start of a transcript; none where it is told."""
+    if not vocabulary.languages:
+        return []
+    choices = torch.tensor(list(vocabulary.languages), device=model.device)
+    start = torch.tensor([vocabulary.prompt[:1]] * rows, device=model.device)
+    logits = model.next_logits(start, caches)[:, choices]
+    for own, _ in caches:
+        own.length = 0  # the prompt is decoded as a whole
+    return choices[logits.argmax(dim=1)].tolist()
 
 
 def _features(model: Whisper, windows: list[mel.Samples]) -> Tensor:
-    return mel.log_mel(windows, model.config.num_mel_bins).to(model.device)
+    config = model.config
+    return mel.log_mel(windows, config.num_mel_bins, mel.window(config.max_source_positions)).to(model.device)
 
 
 def _barrier(model: Whisper, tokens: list[int]) -> Tensor:

@@ -9,12 +9,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.errors import UserError
+
+_LEAST = {"max_source_positions": 50, "max_target_positions": 5}
+"""A second of sound; the longest prompt, and a token after it."""
+_MOST = 1_000_000
+"""More than any dimension of a Whisper: whatever is beyond is a slip, and would never end."""
+
+_ONLY = {"activation_function": "gelu", "scale_embedding": False, "position_embedding_type": "absolute"}
+"""Settings that change what a model computes, and the one value that is built here: every published Whisper's."""
+
+_SAME = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+}
+"""Transformers' other names of dimensions: where both stand in a file, it takes these."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,29 @@ class Config:
         return cls.of(str(folder), raw)
 
     @classmethod
-    def of(cls, where: str, raw: Mapping[str, int]) -> "Config":
-        """Take the dimensions out of what config.json holds; raise UserError when one is missing."""
+    def of(cls, where: str, raw: Mapping[str, Any]) -> "Config":
+        """Take the dimensions out of what config.json holds; raise UserError for what the network below cannot be."""
+        config = {}
         for key in cls.__dataclass_fields__:
             if key not in raw:
                 raise UserError(f"{where}: config.json has no key {key!r}, so it is not Whisper's")
-        return cls(**{key: raw[key] for key in cls.__dataclass_fields__})
+            config[key] = raw[key]
+            if type(raw[key]) is not int or not _LEAST.get(key, 1) <= raw[key] <= _MOST:
+                needed = f"a whole number from {_LEAST.get(key, 1)} to {_MOST:,} is needed"
+                raise UserError(f"{where}: config.json: {key} is {raw[key]!r}, but {needed}")
+        for side in ("encoder", "decoder"):
+            if config["d_model"] % (heads := config[f"{side}_attention_heads"]):
+                width = f"d_model {config['d_model']}"
+                raise UserError(f"{where}: config.json: {heads} {side}_attention_heads do not divide {width}")
+        for key, only in _ONLY.items():
+            if raw.get(key, only) != only:
+                raise UserError(f"{where}: config.json: {key} is {raw[key]!r}, but this Whisper has {only!r} alone")
+        for key, same in _SAME.items():
+            if raw.get(key, config[same]) != config[same]:
+                raise UserError(
+                    f"{where}: config.json: {key} is {raw[key]!r}, but {same} is {config[same]}; correct one"
+                )
+        return cls(**config)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """A checkpoint's weights: an empty model in, model.safetensors in and out, as Transformers names and stores them."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from pipeline.core.errors import UserError
 from pipeline.whisper.network import Config, Whisper
+
+HEAD, EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
 
 
 def skeleton(folder: Path) -> Whisper:
@@ -27,25 +30,39 @@ def load_around(
 ) -> tuple[Whisper, dict[str, dict[str, Tensor]]]:
     """Load a checkpoint but for its quantized layers; return the model, and the tensors of each of these layers.
 
-    `quantized` names these layers, given the names of all tensors. The head's weight may be left out where it is tied
-    to the token embedding. Raises UserError when a weight is missing, unknown or of another shape.
+    `quantized` names these layers, given the names of all tensors. Raises UserError when a weight is missing, unknown
+    or of another shape.
     """
     model, tensors = skeleton(folder), read(folder, device)
     layers = {layer: split(tensors, layer) for layer in quantized(tensors)}
+    tied = "proj_out" not in layers and head_is_tied(folder, tensors)
+    if tied:
+        tensors[HEAD] = tensors[EMBEDDING]
     try:
         result = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{folder}: the weights do not fit config.json: {reason}") from None
-    optional = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | {"proj_out.weight"}
+    optional = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     missing = [key for key in result.missing_keys if key not in optional]
     if missing or result.unexpected_keys:
         what = f"lacks {missing[0]!r}" if missing else f"holds the unknown {result.unexpected_keys[0]!r}"
         again = "so it does not fit config.json; fetch or quantize it again"
         raise UserError(f"{folder}: model.safetensors {what}, {again}")
-    if "proj_out.weight" in result.missing_keys:
+    if tied:
         model.tie()
     return model.requires_grad_(False), layers
+
+
+def head_is_tied(folder: Path, tensors: dict[str, Tensor]) -> bool:
+    """Tell whether a head that is not quantized is the token embedding, as Transformers does.
+
+    It is where config.json says so (as it does by default) and the tensors hold no head of other values.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not config.get("tie_word_embeddings", True) or EMBEDDING not in tensors:
+        return False
+    return HEAD not in tensors or torch.equal(tensors[HEAD], tensors[EMBEDDING])
 
 
 def read(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -60,17 +77,20 @@ def read(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def save(tensors: dict[str, Any], folder: Path) -> None:
-    """Write model.safetensors as Transformers does: a head that is tied to the token embedding is not stored."""
+    """Write model.safetensors as Transformers does: a head that is tied to the token embedding is not stored.
+
+    Raises UserError for the first tensor with NaN or infinity: a model with one writes nonsense, and does not say so.
+    """
     from safetensors.torch import save_file
 
-    embedding = tensors["model.decoder.embed_tokens.weight"]
-    head = tensors.get("proj_out.weight")
+    embedding, head = tensors[EMBEDDING], tensors.get(HEAD)
     tied = isinstance(head, Tensor) and head.data_ptr() == embedding.data_ptr()
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items() if not (tied and name == "proj_out.weight")},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items() if not (tied and name == HEAD)}
+    for name, tensor in stored.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():  # there is no isfinite of float8
+            way_out = "put its layer in exclude, or choose a model without such weights"
+            raise UserError(f"{name} has values that are not finite; {way_out}")
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def split(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:

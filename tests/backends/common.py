@@ -1,10 +1,14 @@
 """What the tests of all backends share: the toy Whisper, quantized and saved as `quantize` does."""
 
 import functools
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline import backends, quantize
@@ -37,7 +41,7 @@ def calibrate(model: network.Whisper) -> None:
 
 
 def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Variant, dict[str, int]]:
-    """Quantize the baseline; return it, the variant with its defaults filled in, and its layers' weights."""
+    """Quantize the baseline; return it, the variant as the library made it, and its layers' weights."""
     backend = backends.get(variant.backend)
     variant = backend.supports(variant)
     model = weights.load(baseline)
@@ -47,8 +51,7 @@ def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Varian
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         layers[name] = linear.weight.numel()
-    backend.quantize(model, chosen, variant, calibrate)
-    return model, variant, layers
+    return model, backend.quantize(model, chosen, variant, calibrate), layers
 
 
 def saved(baseline: Path, variant: Variant, folder: Path) -> Saved:
@@ -56,3 +59,16 @@ def saved(baseline: Path, variant: Variant, folder: Path) -> Saved:
     model, variant, layers = quantized(baseline, variant)
     write = functools.partial(backends.get(variant.backend).save, model, variant)
     return Saved(folder, checkpoint.save(write, variant, layers, [], baseline, folder), model)
+
+
+def untied(baseline: Path, folder: Path, equal: bool = False) -> Path:
+    """Copy the baseline with a head of its own, as the embedding's values or others; return the copy."""
+    shutil.copytree(baseline, folder)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.decoder.embed_tokens.weight"].clone()
+    if not equal:
+        head = torch.randn(head.shape, generator=torch.Generator().manual_seed(3)) * head.std()
+    save_file(tensors | {"proj_out.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder

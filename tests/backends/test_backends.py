@@ -3,6 +3,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,14 +187,27 @@ def test_a_missing_weight_is_one_sentence(name: str, baseline: Path, tmp_path: P
         backends.get(VARIANTS[name].backend).load(folder, "cpu")
 
 
-@pytest.mark.parametrize(("backend", "kind"), [("hqq", "int"), ("bnb", "nf")])
-def test_groups_that_do_not_fill_a_row(backend: str, kind: str, baseline: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "kind", "widths", "size", "refusal"),
+    [
+        ("hqq", "int", [64, 128], 128, "64 inputs of 0 (choose 8, 16, 32 or 64"),
+        ("bnb", "nf", [128, 64], 128, "64 inputs of 1 (choose 64"),
+        ("bnb", "fp", [1024, 512, 512], 1024, "512 inputs of 1 (choose 64, 128, 256 or 512"),
+        ("hqq", "int", [72, 24], 64, "72 inputs of 0 (choose 8 or 24"),
+        ("hqq", "int", [96, 100], 32, "100 inputs of 1 (none that it has divides every row: choose another backend"),
+        ("bnb", "nf", [64, 96], 64, "96 inputs of 1 (none that it has divides every row: choose another backend"),
+    ],
+)
+def test_groups_that_do_not_fill_a_row(backend: str, kind: str, widths: list[int], size: int, refusal: str) -> None:
+    """The error advises 64 for a width of 96: what it names must help."""
+    model: Any = torch.nn.ModuleList(torch.nn.Linear(width, 64) for width in widths)
+    library, names = backends.get(backend), [str(n) for n in range(len(widths))]
     with pytest.raises(UserError) as error:
-        common.quantized(baseline, make(backend, 4, kind, group_size=128))
+        library.quantize(model, names, library.supports(make(backend, 4, kind, group_size=size)), common.calibrate)
     assert str(error.value) == (
-        f"{backend}: group_size 128 does not divide the 64 inputs of model.encoder.layers.0.self_attn.q_proj; "
-        "choose one that divides every row, such as 64"
+        f"{backend}: group_size {size} does not divide the {refusal}, or put such layers in exclude)"
     )
+    assert all(type(layer) is torch.nn.Linear for layer in model)
 
 
 def test_select_takes_what_include_names_less_what_exclude_names(baseline: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import backends
+from pipeline.core.errors import UserError
 from pipeline.whisper import weights
 from tests.backends import common
 
@@ -54,3 +55,50 @@ def test_a_group_is_as_large_as_is_asked_for(
     common.saved(baseline, common.make("hqq", 4, "int", "none", granularity, size), tmp_path / "saved")
     tensors = load_file(tmp_path / "saved/model.safetensors")
     assert tensors[f"{LAYER}.scale"].numel() == tensors[f"{LAYER}.zero"].numel() == groups
+
+
+@pytest.mark.parametrize(
+    ("bits", "granularity", "width", "rows", "refusal"),
+    [
+        (4, "channel", 384, 51865, "hqq: 4 bits do not pack the 51865 rows of 1 (choose 8 or 3 bits"),
+        (2, "channel", 384, 51865, "hqq: 2 bits do not pack the 51865 rows of 1 (choose 8 or 3 bits"),
+        (2, "channel", 384, 51866, "hqq: 2 bits do not pack the 51866 rows of 1 (choose 8, 4 or 3 bits"),
+        (2, "group", 384, 51865, "hqq: 2 bits do not pack the 311190 groups of 1 (choose 8, 4 or 3 bits"),
+        (1, "group", 384, 51865, "hqq: 1 bits do not pack the 311190 groups of 1 (choose 8, 4 or 3 bits"),
+        (1, "group", 768, 51865, "hqq: 1 bits do not pack the 622380 groups of 1 (choose 8, 4, 3 or 2 bits"),
+    ],
+)
+def test_a_head_that_the_bits_do_not_pack(bits: int, granularity: str, width: int, rows: int, refusal: str) -> None:
+    """Sizes of tensors do not match, deep in the library, after minutes; or rows are lost, and nothing is said."""
+    with torch.device("meta"):
+        model: Any = torch.nn.ModuleList([torch.nn.Linear(width, width), torch.nn.Linear(width, rows)])
+    hqq = backends.get("hqq")
+    variant = hqq.supports(common.make("hqq", bits, "int", "none", granularity))
+    with pytest.raises(UserError) as error:
+        hqq.quantize(model, ["0", "1"], variant, common.calibrate)
+    assert str(error.value) == f"{refusal}, or put it in exclude)"
+    assert all(type(layer) is torch.nn.Linear for layer in model)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+def test_what_is_refused_is_what_the_library_loses(bits: int) -> None:
+    """What it packs comes back whole, for every number of rows; what is refused does not, or cannot be packed."""
+    from hqq.core.quantize import Quantizer
+
+    hqq = backends.get("hqq")
+    variant = hqq.supports(common.make("hqq", bits, "int", "none", "channel"))
+    packing = Quantizer.bit_to_packing[bits]
+    for rows in range(1, 33):
+        integers = torch.randint(2**bits, (rows, 8), generator=torch.Generator().manual_seed(rows))
+        try:
+            unpacked = Quantizer.unpack[packing](Quantizer.pack[packing](integers))
+            whole = torch.equal(unpacked[:rows] if bits == 3 else unpacked, integers.to(torch.uint8))
+        except RuntimeError:
+            whole = False
+        model: Any = torch.nn.ModuleList([torch.nn.Linear(8, rows)])
+        try:
+            hqq.quantize(model, ["0"], variant, common.calibrate)
+        except UserError:
+            assert not whole, rows
+        else:
+            assert whole, rows

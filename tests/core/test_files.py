@@ -69,3 +69,23 @@ def test_text_and_json_are_utf8(tmp_path: Path) -> None:
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert files.sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 10_000, "it is nested too deeply"),
+        ('["\\ud800"]', "surrogates not allowed"),
+        (b"\xff", "invalid start byte"),
+        ("9" * 5_000, "Exceeds the limit"),
+    ],
+)
+def test_what_is_no_json_is_a_value_error(text: str | bytes, reason: str) -> None:
+    """Half an emoji, cut by another program, or 10,000 brackets: another error than for bad JSON."""
+    with pytest.raises(ValueError, match=reason):
+        files.parse_json(text)
+
+
+def test_json_is_parsed_in_either_form() -> None:
+    assert files.parse_json('{"a": ["\\ud83d\\ude00", 1.5]}') == files.parse_json('{"a": ["😀", 1.5]}'.encode())

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def test_a_missing_file(folder: Path) -> None:
     assert refusal(folder) == f"{folder} lacks config.json; run 'dvc repro' to restore it"
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "{}", '{"files"'])
+@pytest.mark.parametrize("text", [None, "", "{", "{}", '{"files"', "[]", '{"files": ["a"]}', "[" * 10_000])
 def test_no_manifest(folder: Path, text: str | None) -> None:
+    """A checkpoint.json of another tool, or cut short by a full disk: a KeyError says nothing of the file."""
     (folder / "checkpoint.json").unlink()
     if text is not None:
         (folder / "checkpoint.json").write_text(text)
@@ -65,3 +67,10 @@ def test_no_manifest(folder: Path, text: str | None) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none").startswith(f"{tmp_path}/none has no readable checkpoint.json, ")
+
+
+@pytest.mark.parametrize("name", ["../baseline", "x" * 300, "."])
+def test_only_files_of_the_folder_are_listed(folder: Path, name: str) -> None:
+    """Names in a downloaded list that lead out of the folder, or that no system can open."""
+    (folder / "checkpoint.json").write_text(json.dumps({"files": {name: "0"}}))
+    assert refusal(folder) == f"{folder} lacks {name}; run 'dvc repro' to restore it"

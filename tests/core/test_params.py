@@ -98,6 +98,11 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
             {"variants__hqq.int4": {"backend": "hqq"}},
             "variants: the name 'hqq.int4' may hold only letters, digits and hyphens",
         ),
+        (
+            {f"variants__{'x' * 101}": {"backend": "hqq"}},
+            f"variants: the name '{'x' * 20}'... has over 100 characters",
+        ),
+        ({"calibration__split": "../x"}, "calibration: the name '../x' may hold only letters, digits and hyphens"),
         ({"models__a/b": HUB}, "models: the name 'a/b' may hold only letters, digits and hyphens"),
         (
             {"variants__candidate": {"backend": "hqq"}},
@@ -158,6 +163,21 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         ({"decoding__beams": 5}, "decoding: unknown key 'beams' (known: DECODING)"),
         ({"latency__utterances": 0}, "latency: utterances is 0, but at least 1 is needed"),
         ({"latency__threads": 0}, "latency: threads is 0, but at least 1 is needed"),
+        *(
+            (
+                {"decoding__language": name},
+                f"decoding: language is {name!r}, but it must be a language's code or 'auto' (did you mean {code!r}?)",
+            )
+            for name, code in (("german", "de"), ("German", "de"), ("hindi", "hi"))
+        ),
+        *(
+            (
+                {"decoding__language": language},
+                "scoring: normalizer 'english' deletes and rewrites other languages' words, and decoding.language is "
+                f"{language!r}; set scoring.normalizer to 'basic'",
+            )
+            for language in ("de", "auto")
+        ),
         ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be 'transcribe' or 'translate'"),
         ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 1000 is needed"),
         (
@@ -176,6 +196,20 @@ def test_the_first_mistake_is_one_sentence(changes: dict[str, Any], sentence: st
     )
     decoding = "batch_size, language, max_new_tokens, seed, suppress_non_speech, task"
     assert str(error.value) == sentence.replace("KEYS", keys).replace("DECODING", decoding)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoding__language": "de", "scoring__normalizer": "basic"},
+        {"decoding__language": "auto", "scoring__normalizer": "none"},
+        {"decoding__language": "de", "decoding__task": "translate"},
+    ],
+)
+def test_other_languages_go_with_other_normalizers(changes: dict[str, Any], tmp_project: Project) -> None:
+    """German words that count as right although they are missing: "um" is a filler in English. Translations are so."""
+    tmp_project.set(**changes)
+    params.read()
 
 
 KEYS = ["model", "corpus", "device", "backend", "variants", "decoding", "scoring"]
@@ -240,7 +274,7 @@ def test_a_name_that_yaml_takes_for_a_number_wants_quotes(tmp_project: Project) 
     tmp_project.set(variants={**raw["variants"], 4: {"backend": "hqq"}})
     with pytest.raises(UserError) as error:
         params.read()
-    assert str(error.value) == "variants: the name 4 is no text; write it in quotes"
+    assert str(error.value) == 'variants: the name 4 is no text; write "4" in quotes, or a word such as int4'
 
 
 def test_an_unknown_variant_is_one_sentence(tmp_project: Project) -> None:
@@ -257,11 +291,18 @@ def test_an_unknown_variant_is_one_sentence(tmp_project: Project) -> None:
         ("- a list\n", "params.yaml holds no keys; restore it with 'git checkout params.yaml'"),
         ("model: [\ncorpus: x", "params.yaml, line 2 is not valid YAML: expected ',' or ']', but got '<stream end>'"),
         (None, "params.yaml is not here; run the pipeline from the project's top folder"),
+        ("model: " + "[" * 10_000, "params.yaml is nested too deeply; restore it with git"),
+        (
+            "model: 2026-02-31",
+            "params.yaml is not valid YAML: a value cannot be read (day is out of range for month); correct it, or "
+            "restore the file with git",
+        ),
     ],
 )
 def test_a_file_that_is_none_is_one_sentence(
     text: str | None, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A merge conflict, a broken download, a value that YAML takes for a date: a traceback from inside its reader."""
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("params.yaml").write_text(text)

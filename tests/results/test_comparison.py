@@ -8,6 +8,11 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.results import comparison, tables, wer
 
+SCORED: comparison.Json = {
+    "scoring": {"normalizer": "english"},
+    "normalizer_version": "whisper-normalizer 0.1.15",
+}
+
 
 def scores(*wrong: int, words: int = 10, speakers: int = 1) -> comparison.Json:
     """Return the scores of a split `clean` whose utterances u0, u1, ... have this many substitutions each.
@@ -31,6 +36,7 @@ def scores(*wrong: int, words: int = 10, speakers: int = 1) -> comparison.Json:
                 "wer_high": 30.0,
             }
         },
+        **SCORED,
         "utterances": [
             {
                 "id": f"u{i}",
@@ -55,6 +61,7 @@ def timings(total: int, **variant: Any) -> comparison.Json:
         "rtfx": 12.3456,
         "peak_gpu_mb": None,
         "split_utterances": {"clean": 20, "silence": 3},
+        "conversions": {split: {"resampled": 4, "mixed_down": 2} for split in ("clean", "silence")},
         "versions": {"torch": "2.13.0"},
         "checkpoint": {
             "variant": variant,
@@ -161,7 +168,7 @@ def silent(*inserted: int) -> comparison.Json:
     ]
     utterances = wer.score(lines, str)
     splits = {"silence": wer.summarize(utterances, resamples=1000, seed=0)}
-    return {"splits": splits, "utterances": [dataclasses.asdict(utterance) for utterance in utterances]}
+    return {"splits": splits, **SCORED, "utterances": [dataclasses.asdict(utterance) for utterance in utterances]}
 
 
 def table(**scores: comparison.Json) -> dict[tuple[str, str], comparison.Row]:
@@ -205,7 +212,7 @@ def test_metrics_hold_the_measure_of_each_split() -> None:
     def both(wrong: list[int], inserted: list[int]) -> comparison.Json:
         spoken, silence = scores(*wrong), silent(*inserted)
         utterances = spoken["utterances"] + silence["utterances"]
-        return {"splits": spoken["splits"] | silence["splits"], "utterances": utterances}
+        return {"splits": spoken["splits"] | silence["splits"], **SCORED, "utterances": utterances}
 
     rows = table(fp32=both([1, 1], [0, 0]), a=both([2, 2], [0, 0])).values()
     metrics = comparison.metrics(list(rows))["a"]

@@ -1,11 +1,12 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.results import wer
+from pipeline.results import normalizers, wer
 
 
 def line(text: str, pred_text: str, name: str = "a-1", split: str = "test-clean") -> dict[str, Any]:
@@ -48,21 +49,15 @@ def test_counts(reference: str, hypothesis: str, alignment: str, character_error
     assert scored.errors == len(alignment.replace("=", ""))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "normalized"),
-    [
-        ("english", "Mr. Brown's COLOUR, it's twenty one!", "mister brown is color it is 21"),
-        ("basic", "Où est-il? (rires) ÇA", "où est il ça"),
-        ("none", "As It, Is.", "As It, Is."),
-    ],
-)
-def test_normalizers(name: str, text: str, normalized: str) -> None:
-    assert wer.normalizer(name)(text).strip() == normalized
-
-
 def test_both_texts_are_normalized_before_they_are_compared() -> None:
-    (scored,) = wer.score([line("MISTER BROWN HAS TWENTY ONE", "Mr. Brown has 21.")], wer.normalizer("english"))
+    (scored,) = wer.score([line("MISTER BROWN HAS TWENTY ONE", "Mr. Brown has 21.")], normalizers.get("english"))
     assert (scored.reference, scored.hypothesis, scored.errors) == ("mister brown has 21", "mister brown has 21", 0)
+
+
+def test_words_are_parted_by_any_space() -> None:
+    """A line break inside a reference made one word of two."""
+    (scored,) = wer.score([line(" the\ncat\u00a0sat\x85down ", "the cat  sat down")], normalizers.get("none"))
+    assert (scored.alignment, scored.character_errors) == ("====", 0)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +75,9 @@ def test_both_texts_are_normalized_before_they_are_compared() -> None:
         ("he said that he said that she said that they said that we said", False),
         ("1,000,000,000,000", False),
         ("ha" * 60, True),  # one word that compresses well
+        ("कि की का के", False),  # four words that differ in their vowels
+        ("कि कि कि कि", True),
+        (" ".join(f"{n:x}" for n in range(20_000)), False),  # in a second, not in half a minute
         (
             "He hoped there would be stew for dinner, turnips and carrots and bruised potatoes and fat mutton pieces "
             "to be ladled out in thick, peppered, flour-fattened sauce.",
@@ -231,17 +229,25 @@ def test_a_split_is_described_by_its_measure() -> None:
         (
             '{"id": "a"}\n',
             "fp32.jsonl, line 1: an object with the texts split, id, text and pred_text and the number "
-            "duration is needed; run 'python -m pipeline.transcribe fp32' first",
+            "duration, in seconds, is needed; run 'python -m pipeline.transcribe fp32' first",
         ),
         (json.dumps(line("a", "a")) + "\n{", "fp32.jsonl, line 2: an object with"),
         ("[]\n", "fp32.jsonl, line 1: an object with"),
-        (json.dumps(line("a", "a") | {"duration": "1 s"}), "fp32.jsonl, line 1: an object with"),
+        ("caf\xe9", "fp32.jsonl is not a text in UTF-8; run 'python -m pipeline.transcribe fp32' first"),
+        *(
+            (json.dumps(line("a", "a") | odd), "fp32.jsonl, line 1: an object with")
+            for odd in ({"duration": "1 s"}, {"duration": math.nan}, {"duration": -1}, {"duration": 1e308})
+        ),
+        (json.dumps(line("a", "a") | {"speaker": ["a"]}), "fp32.jsonl, line 1: an object with"),
+        (json.dumps(line("a", "half \ud800")), "fp32.jsonl, line 1: an object with"),
+        ("[" * 10_000, "fp32.jsonl, line 1: an object with"),
     ],
 )
 def test_a_broken_transcript_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    """Transcripts of other tools, with NaN for a duration or half an emoji in a text: the traceback is in numpy."""
     path = tmp_path / "fp32.jsonl"
     if content is not None:
-        path.write_text(content)
+        path.write_text(content, encoding="latin-1")
     with pytest.raises(UserError) as raised:
         wer.read(path)
     assert message in str(raised.value)

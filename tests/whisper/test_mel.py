@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ from tests.conftest import noise
 
 def sound(seconds: float, seed: int = 0) -> Samples:
     return (noise(seconds, seed) / 32768).astype(np.float32)
+
+
+def windows(whole: Samples) -> list[Samples]:
+    """Return the windows that sound is cut into."""
+    return [whole[start:end] for start, end in mel.windows(lambda start, end: whole[start:end], len(whole))]
 
 
 def features_of_transformers(batch: list[Samples], mels: int) -> torch.Tensor:
@@ -62,8 +68,8 @@ def test_features_of_silence_are_finite() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 29.99, 30.0])
 def test_sound_up_to_30_seconds_is_one_window(seconds: float) -> None:
     whole = sound(seconds)
-    (window,) = mel.windows(whole)
-    assert window is whole
+    (window,) = windows(whole)
+    np.testing.assert_array_equal(window, whole)
 
 
 @pytest.mark.parametrize(("seconds", "pauses"), [(31, [14]), (45, [20.5]), (59, [29.2]), (100, [52.0, 24.0, 80.0])])
@@ -71,7 +77,7 @@ def test_longer_sound_is_cut_in_its_pauses(seconds: int, pauses: list[float]) ->
     whole = sound(seconds)
     for pause in pauses:
         whole[round(pause * SAMPLE_RATE) : round((pause + 0.5) * SAMPLE_RATE)] = 0
-    cut = mel.windows(whole)
+    cut = windows(whole)
     np.testing.assert_array_equal(np.concatenate(cut), whole)
     ends = np.cumsum([len(window) for window in cut])[:-1] / SAMPLE_RATE
     assert len(ends) == len(pauses)
@@ -82,10 +88,42 @@ def test_longer_sound_is_cut_in_its_pauses(seconds: int, pauses: list[float]) ->
 @pytest.mark.parametrize("seconds", [30.0001, 59.9, 60.1, 240.0, 1000.0])
 def test_nothing_is_lost_and_no_window_is_too_long(seconds: float) -> None:
     whole = sound(seconds)
-    cut = mel.windows(whole)
+    cut = windows(whole)
     np.testing.assert_array_equal(np.concatenate(cut), whole)
     assert max(len(window) for window in cut) <= 30 * SAMPLE_RATE
     assert min(len(window) for window in cut) >= 10 * SAMPLE_RATE
+
+
+def test_a_long_recording_is_read_in_blocks() -> None:
+    """Memory that grows with the recording: an hour, of which no more than a minute is read at once."""
+    whole = np.tile(sound(60), 60)
+    whole[len(whole) // 2 + 1600 :][:320] = 0
+    asked: list[int] = []
+
+    def read(start: int, end: int) -> Samples:
+        asked.append(end - start)
+        return whole[start:end]
+
+    spans = mel.windows(read, len(whole))
+    assert max(asked) == 60 * SAMPLE_RATE
+    assert (spans[0][0], spans[-1][1]) == (0, len(whole))
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert max(end - start for start, end in spans) <= mel.WINDOW
+    # The middle fifth is read in twelve blocks, and the one quiet place in it found.
+    assert any(abs(start - len(whole) // 2 - 1760) <= 320 for start, _ in spans)
+
+
+@pytest.mark.parametrize("positions", [50, 500])
+def test_features_of_a_shorter_window_are_those_of_transformers(positions: int) -> None:
+    """A model of windows of another length than 30 s."""
+    from transformers import WhisperFeatureExtractor
+
+    batch, longest = [sound(0.5), sound(1.0, seed=1)], mel.window(positions)
+    extractor = WhisperFeatureExtractor(chunk_length=positions // 50)
+    expected = extractor(batch, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    found = mel.log_mel(batch, 80, longest)
+    assert found.shape == (2, 80, 2 * positions)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_speech_is_cut_between_words(sample: list[corpus.Utterance]) -> None:
@@ -94,5 +132,5 @@ def test_speech_is_cut_between_words(sample: list[corpus.Utterance]) -> None:
     room = np.zeros(SAMPLE_RATE // 2, np.float32)
     speech = np.concatenate([*[first] * 3, room, *[second] * 3])
     assert len(speech) > mel.WINDOW
-    cut = len(mel.windows(speech)[0])
+    cut = len(windows(speech)[0])
     assert len(first) * 3 <= cut <= len(first) * 3 + len(room)

@@ -2,11 +2,12 @@
 
 import hashlib
 import io
-import wave
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
+from pipeline.speech.sources import containers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,68 +16,125 @@ if TYPE_CHECKING:
 RATE = 16_000
 """Samples a second; what Whisper hears."""
 
+FORMATS = {
+    "FLAC": ("PCM_S8", "PCM_16", "PCM_24"),
+    "WAV": (wav := ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")),
+    "WAVEX": wav,
+    "MP3": ("MPEG_LAYER_III",),
+    "OGG": ("VORBIS", "OPUS"),
+}
+"""What is read, as libsndfile calls containers and what is in them."""
+
+RATES = range(4_000, 384_001)
+CHANNELS = range(1, 9)
+LOUDEST = 16
+"""Times full scale; beyond it, samples were not scaled as floating point is."""
+
+BLOCK = 1 << 16  # samples of each channel in memory at once
+
 
 @dataclass(frozen=True)
 class Audio:
-    """FLAC bytes of one utterance, 16 kHz mono, and its length in samples."""
+    """FLAC bytes of one utterance, 16 kHz mono 16 bit, its length in samples, and what was done for that."""
 
     flac: bytes
     samples: int
+    resampled: bool = False
+    mixed_down: bool = False
 
 
 def encode(samples: "NDArray[np.int16]") -> bytes:
     """Return the FLAC bytes of a vector of samples, RATE a second."""
-    import soundfile
-
-    flac = io.BytesIO()
-    soundfile.write(flac, samples, RATE, format="FLAC", subtype="PCM_16")
-    return flac.getvalue()
+    return _encode([samples])[0]
 
 
 def check(name: str, data: bytes) -> Audio:
-    """Decode `data` (FLAC, or 16-bit WAV) and return it as FLAC; `name` stands for the utterance in errors.
+    """Decode `data`, a file of FORMATS, and return it as FLAC; `name` stands for the utterance in errors.
 
-    FLAC is passed on byte for byte, WAV is encoded losslessly. Raises UserError when it is unreadable, cut short,
-    empty, not mono, not 16 kHz, or not what the checksum inside the FLAC file says.
+    FLAC of 16 bit, 16 kHz, mono is passed on byte for byte; WAV of that kind is encoded losslessly. Else channels are
+    averaged, then the rate is converted (soxr, high quality), then samples are rounded to 16 bit, and clipped there.
+    Raises UserError when it is unreadable, damaged, cut short, empty, of an absurd rate or number of channels, or not
+    what the checksum inside the FLAC file says.
     """
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_shape(name, file.format, file.subtype, file.samplerate, file.channels, file.frames)
-            # libsndfile clips the length in a WAV header to what is there, so a cut file would look whole.
-            announced = _announced(name, data) if file.format == "WAV" else file.frames
-            kind, subtype, samples = file.format, file.subtype, file.read(dtype="int16")
+            _check_header(name, file)
+            resampled, mixed_down = file.samplerate != RATE, file.channels > 1
+            blocks = _blocks(name, data, file)
+            if (file.format, file.subtype, resampled, mixed_down) == ("FLAC", "PCM_16", False, False):
+                flac, samples = data, sum(map(len, blocks))
+            else:
+                flac, samples = _encode(map(_rounded, _converted(blocks, file.samplerate)))
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip(" .")
         raise UserError(f"{name}: the audio cannot be decoded, it is damaged or cut short ({reason})") from None
-    if len(samples) < announced:
-        raise UserError(f"{name}: the audio is cut short, {len(samples):,} of {announced:,} samples are there")
-    if kind == "WAV":
-        return Audio(encode(samples), len(samples))
-    # libsndfile skips the MD5 of the samples in a FLAC header, bytes 26 to 41 (all zero: the encoder left it out).
-    digest = hashlib.md5(samples.tobytes(), usedforsecurity=False).digest()
-    if data.startswith(b"fLaC") and subtype == "PCM_16" and any(data[26:42]) and data[26:42] != digest:
-        raise UserError(f"{name}: the audio is damaged, its samples do not match the checksum in the FLAC file")
-    return Audio(data, len(samples))
-
-
-def _check_shape(name: str, kind: str, subtype: str, rate: int, channels: int, announced: int) -> None:
-    if kind not in ("FLAC", "WAV") or (kind == "WAV" and subtype != "PCM_16"):
-        raise UserError(f"{name}: the audio is {kind} {subtype}, but FLAC or 16-bit WAV is needed")
-    if channels != 1:
-        raise UserError(f"{name}: the audio has {channels} channels, but one is needed")
-    if rate != RATE:
-        raise UserError(f"{name}: the audio has {rate:,} samples a second, but {RATE:,} are needed")
-    if announced < 1:
+    if not samples:
         raise UserError(f"{name}: the audio holds no samples")
-    if announced > 1 << 40:
-        raise UserError(f"{name}: the FLAC header does not say how long the audio is; encode it again")
+    return Audio(flac, samples, resampled, mixed_down)
 
 
-def _announced(name: str, data: bytes) -> int:
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            return int(file.getnframes())
-    except (wave.Error, EOFError):
-        raise UserError(f"{name}: the audio cannot be decoded, its WAV header is damaged") from None
+def _check_header(name: str, file: Any) -> None:
+    if file.subtype not in FORMATS.get(file.format, ()):
+        needed = "FLAC, WAV (PCM or float), MP3 or OGG (Vorbis or Opus) is needed"
+        raise UserError(f"{name}: the audio is {file.format} {file.subtype}, but {needed}")
+    for what, found, known in (("channels", file.channels, CHANNELS), ("samples a second", file.samplerate, RATES)):
+        if found not in known:
+            raise UserError(f"{name}: the audio has {found:,} {what}, but {known[0]:,} to {known[-1]:,} can be read")
+
+
+def _blocks(name: str, data: bytes, file: Any) -> "Iterator[NDArray[np.float32]]":
+    """Yield the samples, full scale 1, in blocks of one column a channel; raise UserError where they are not sound."""
+    import numpy as np
+
+    announced = containers.announced(name, file.format, data, file.frames)
+    # libsndfile skips the MD5 of the samples in a FLAC header, bytes 26 to 41 (all zero: the encoder left it out).
+    published = data[26:42] if data.startswith(b"fLaC") else b""
+    width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(file.subtype, 0)
+    read, digest = 0, hashlib.md5(usedforsecurity=False)
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        if not np.abs(block).max() <= LOUDEST:  # or not a number
+            raise UserError(f"{name}: the audio has samples that are no numbers, or over {LOUDEST} times full scale")
+        if any(published):  # the highest bytes of 32-bit integers
+            digest.update((block * 2.0**31).astype("<i4").view("u1").reshape(-1, 4)[:, 4 - width :].tobytes())
+        read += len(block)
+        yield block
+    if read < announced:
+        raise UserError(f"{name}: the audio is cut short, {read:,} of {announced:,} samples are there")
+    if any(published) and published != digest.digest():
+        raise UserError(f"{name}: the audio is damaged, its samples do not match the checksum in the FLAC file")
+
+
+def _converted(blocks: "Iterable[NDArray[np.float32]]", rate: int) -> "Iterator[NDArray[np.float32]]":
+    """Yield the mean of the channels, RATE samples a second."""
+    import numpy as np
+
+    mono = (block.mean(axis=1, dtype=np.float32) for block in blocks)
+    if rate == RATE:
+        yield from mono
+        return
+    import soxr  # late: most corpora need none of it
+
+    stream = soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
+    for block in mono:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _rounded(samples: "NDArray[np.float32]") -> "NDArray[np.int16]":
+    import numpy as np
+
+    return np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def _encode(blocks: "Iterable[NDArray[np.int16]]") -> tuple[bytes, int]:
+    """Return FLAC bytes, and the number of samples."""
+    import soundfile
+
+    flac = io.BytesIO()
+    with soundfile.SoundFile(flac, "w", RATE, 1, "PCM_16", format="FLAC") as file:
+        for block in blocks:
+            file.write(block)
+        samples = file.frames
+    return flac.getvalue(), samples

@@ -7,21 +7,22 @@ UserError.
 import io
 import re
 import tarfile
+import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.core import files
 from pipeline.core.errors import UserError, suggestion
 from pipeline.speech import corpus
 
 T = TypeVar("T")
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError, ValueError)
-"""What libraries raise for a broken archive; pyarrow's ArrowInvalid is a ValueError."""
+_AUDIO = r"(?i:\.flac|\.wav|\.mp3|\.ogg)"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,14 @@ def members(archives: list[Path], wanted: Callable[[str], bool]) -> Iterator[tup
                         raise UserError(f"{archive}: the audio of utterance {row['id']!r} is not inside the file")
                     yield row["id"], data if wanted(row["id"]) else None
             else:
-                yield from (_zip if zipfile.is_zipfile(archive) else _tar)(archive, wanted)
+                for name, read in (_zip if zipfile.is_zipfile(archive) else _tar)(archive):
+                    if not hidden(name):
+                        yield name, read() if wanted(name) else None
+
+
+def hidden(name: str) -> bool:
+    """Tell whether a file or one of its folders begins with a dot: macOS leaves such files beside the real ones."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 @contextmanager
@@ -64,25 +72,34 @@ def _reading(archive: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{archive} is not here; run 'python -m pipeline.download' first") from None
-    except _DAMAGED as error:
+    except files.DAMAGED as error:
         again = "delete it and run 'python -m pipeline.download' again"
         raise UserError(f"{archive} cannot be read ({error}); {again}") from error
 
 
-def _tar(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    with tarfile.open(archive, "r|*") as tar:
+def _tar(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    try:
+        opened = tarfile.open(archive, "r|*")  # noqa: SIM115
+    except TypeError:  # tarfile's own
+        raise tarfile.ReadError("the header of its gzip is cut off") from None
+    with opened as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # or memory would grow with the archive
-            name = member.name.removeprefix("./")
-            if member.isfile():
-                file = tar.extractfile(member) if wanted(name) else None
-                yield name, file.read() if file else None
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name} is a sparse file")  # a few bytes may say that it has terabytes
+            if member.isfile() or member.type not in tarfile.SUPPORTED_TYPES:
+                file = tar.extractfile(member)
+                assert file
+                if member.isfile():
+                    yield member.name.removeprefix("./"), file.read
+                while file.read(1 << 20):  # tarfile would look for announced bytes beyond the archive's end, for ever
+                    pass
 
 
-def _zip(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+def _zip(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     with zipfile.ZipFile(archive) as wheel:
         for name in wheel.namelist():
-            yield name, wheel.read(name) if wanted(name) else None
+            yield name.removeprefix("./"), partial(wheel.read, name)
 
 
 def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording]:
@@ -106,33 +123,53 @@ def parquet(where: str, archives: list[Path], split: str) -> dict[str, Recording
                 name, by, text = row["id"], row[speaker], (row["text"] or "").strip()
                 if name is None or by is None:
                     raise UserError(f"{where}: {archive} has a row without {'id' if name is None else speaker}")
-                _add(where, f"{archive} of split {split!r}", found, name, Recording(name, str(by), text or None, name))
+                if name in found:
+                    place = f"{archive} of split {split!r}"
+                    raise UserError(f"{where}: utterance {name!r} is there twice, the second time in {place}")
+                found[name] = Recording(name, str(by), text or None, name)
     return dict(sorted(found.items()))
 
 
+def placed(where: str, name: str) -> re.Match[str] | None:
+    """Return split, speaker, chapter, stem and ending of a file in LibriSpeech's layout, None for files of other kinds.
+
+    Raises UserError for audio or a transcript in another depth of folders: it would be left out silently.
+    """
+    file = name.rpartition("/")[2]
+    if re.fullmatch(rf".+(?:{_AUDIO}|(?i:\.trans\.txt))", file) is None:
+        return None
+    folders = r"(?:LibriSpeech/)?+(?P<split>[^/]+)/(?P<speaker>[^/]+)/(?P<chapter>[^/]+)/"
+    match = re.fullmatch(rf"{folders}(?P<stem>[^/]+?)(?P<kind>{_AUDIO}|(?i:\.trans\.txt))", name)
+    if match is None:
+        raise UserError(f"{where}: {name} is not where it should be, in <split>/<speaker>/<chapter>/")
+    return match
+
+
 def librispeech(where: str, archives: list[Path], split: str) -> dict[str, Recording]:
-    """List one in LibriSpeech's layout: `<split>/<speaker>/<chapter>/<id>.flac`, `<speaker>-<chapter>.trans.txt`."""
-    pattern = re.compile(r"(?:LibriSpeech/)?([^/]+)/([^/]+)/([^/]+)/([^/]+?)(\.flac|\.trans\.txt)")
+    """List one in LibriSpeech's layout: `<split>/<speaker>/<chapter>/<id>.flac`, `<speaker>-<chapter>.trans.txt`.
+
+    Audio may also end in .wav, .mp3 or .ogg. A line of a transcript is an id, white space, and the text.
+    """
     audio: dict[str, tuple[str, str]] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, tuple[str, str]] = {}
     splits: set[str] = set()
-    for name, data in members(archives, lambda name: name.endswith(".trans.txt")):
-        match = pattern.fullmatch(name)
+    for name, data in members(archives, lambda name: name.lower().endswith(".trans.txt")):
+        match = placed(where, name)
         if match is None:
             continue
-        of, speaker, chapter, stem, kind = match.groups()
+        of, speaker, chapter, stem, _ = match.groups()
         splits.add(of)
         if of != split:
             continue
         if data is not None:
-            for line in _lines(where, name, data):
-                utterance, _, text = line.partition(" ")
-                _add(where, name, texts, utterance, text.strip())
-        elif kind == ".flac":
+            for place, line in _lines(where, name, data):
+                utterance, *text = line.split(maxsplit=1)
+                _add(where, place, texts, utterance, "".join(text))
+        else:
             if not stem.startswith(f"{speaker}-{chapter}-"):
-                like = "<speaker>-<chapter>-<number>.flac as its folder asks for"
+                like = f"<speaker>-<chapter>-<number>{match['kind']} as its folder asks for"
                 raise UserError(f"{where}: {name} is not named {like}")
-            _add(where, name, audio, stem, (speaker, name))
+            _add(where, name, audio, stem, speaker)
     _check_split(where, archives, split, splits)
     return _join(where, split, audio, texts)
 
@@ -141,35 +178,36 @@ def sphinx(where: str, archives: list[Path], folder: str, split: str) -> dict[st
     """List a split laid out as CMU Sphinx does: `<folder>/<split>/[*.]fileids`, `[*.]transcription` and `<id>.wav`.
 
     Lines of the transcription are `<s> text </s> (id)`. The speaker is what precedes the last hyphen or underscore
-    of the id, else the split's name.
+    of the id, else the split's name. Audio may also end in .flac, .mp3 or .ogg.
     """
-    pattern = re.compile(rf"{re.escape(folder.strip('/'))}/([^/]+)/((?:[^/]+\.)?(fileids|transcription)|[^/]+\.wav)")
-    ids: list[str] = []
-    texts: dict[str, str] = {}
-    waves: dict[str, str] = {}
+    inside = rf"(?:[^/]+\.)?(?P<kind>fileids|transcription)|(?P<stem>[^/]+){_AUDIO}"
+    pattern = re.compile(rf"{re.escape(folder.strip('/'))}/(?P<split>[^/]+)/(?:{inside})")
+    ids: dict[str, tuple[None, str]] = {}
+    waves: dict[str, tuple[None, str]] = {}
+    texts: dict[str, tuple[str, str]] = {}
     splits: set[str] = set()
     for name, data in members(archives, lambda name: name.endswith(("fileids", "transcription"))):
         match = pattern.fullmatch(name)
         if match is None:
             continue
-        of, file, kind = match.groups()
-        splits |= {of} if kind == "fileids" else set()
-        if of != split:
+        splits |= {match["split"]} if match["kind"] == "fileids" else set()
+        if match["split"] != split:
             continue
         if data is None:
-            waves[file.removesuffix(".wav")] = name
-        elif kind == "fileids":
-            ids += _lines(where, name, data)
+            _add(where, name, waves, match["stem"], None)
+        elif match["kind"] == "fileids":
+            for place, line in _lines(where, name, data):
+                _add(where, place, ids, line, None)
         else:
-            for line in _lines(where, name, data):
-                _add(where, name, texts, *_sphinx_line(where, name, line))
+            for place, line in _lines(where, name, data):
+                _add(where, place, texts, *_sphinx_line(where, name, line))
     _check_split(where, archives, split, splits)
     audio: dict[str, tuple[str, str]] = {}
     for utterance in ids:
         if utterance not in waves:
             raise UserError(f"{where}: utterance {utterance!r} of split {split!r} is listed, but its .wav is not there")
         speaker = utterance[: max(utterance.rfind("-"), utterance.rfind("_"), 0)] or split
-        _add(where, f"the fileids of {split}", audio, utterance, (speaker, waves[utterance]))
+        audio[utterance] = speaker, waves[utterance][1]
     return _join(where, split, audio, texts)
 
 
@@ -180,17 +218,25 @@ def _sphinx_line(where: str, name: str, line: str) -> tuple[str, str]:
     return match[2], match[1].strip()
 
 
-def _lines(where: str, name: str, data: bytes) -> list[str]:
+def _lines(where: str, name: str, data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield each line's place and text, but blank ones; other separators than a line feed belong to the text."""
     try:
-        return [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{where}: {name} is not UTF-8 text") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{name}:{number}", line.strip()
 
 
-def _add(where: str, name: str, known: dict[str, T], utterance: str, value: T) -> None:
+def _add(where: str, place: str, known: dict[str, tuple[T, str]], utterance: str, value: T) -> None:
+    """Remember an utterance's value and the place that it was found in."""
+    utterance = unicodedata.normalize("NFC", utterance)  # macOS names files in another form than editors write
+    if not utterance.isprintable():
+        raise UserError(f"{where}: the id {utterance!r} in {place!r} has a character that is not printable")
     if utterance in known:
-        raise UserError(f"{where}: utterance {utterance!r} is there twice, the second time in {name}")
-    known[utterance] = value
+        raise UserError(f"{where}: utterance {utterance!r} is there twice, in {known[utterance][1]} and in {place}")
+    known[utterance] = value, place
 
 
 def _check_split(where: str, archives: list[Path], split: str, splits: set[str]) -> None:
@@ -201,11 +247,13 @@ def _check_split(where: str, archives: list[Path], split: str, splits: set[str])
         raise UserError(f"{where}: no split {split!r} in {names}{suggestion(split, splits)}")
 
 
-def _join(where: str, split: str, audio: dict[str, tuple[str, str]], texts: dict[str, str]) -> dict[str, Recording]:
+def _join(
+    where: str, split: str, audio: dict[str, tuple[str, str]], texts: dict[str, tuple[str, str]]
+) -> dict[str, Recording]:
     for utterance in texts:
         if utterance not in audio:
             raise UserError(f"{where}: utterance {utterance!r} of split {split!r} has a transcript, but no audio")
     return {
-        utterance: Recording(utterance, speaker, texts.get(utterance), member)
+        utterance: Recording(utterance, speaker, texts[utterance][0] if utterance in texts else None, member)
         for utterance, (speaker, member) in sorted(audio.items())
     }

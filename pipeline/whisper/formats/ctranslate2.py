@@ -17,9 +17,10 @@ VERSION = 6
 SPEC = "WhisperSpec"
 TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")  # numpy's names, at the index that the file stores
 TIED = {"decoder/projection/weight": "decoder/embeddings/weight"}
-SETTINGS = ("activation", "alibi", "alignment_heads", "alignment_layer", "num_heads", "pre_norm", "scale_embeddings")
-IGNORED = {f"{side}/{name}" for side in ("encoder", "decoder") for name in (*SETTINGS, "start_from_zero_embedding")}
-"""Scalars that say what every Whisper is; num_heads is read by `heads`."""
+SETTINGS = {"activation": 3, "alibi": 0, "pre_norm": 1, "scale_embeddings": 0, "start_from_zero_embedding": 0}
+"""Scalars that say what every Whisper is, such as GELU (ctranslate2.specs.common_spec.Activation)."""
+IGNORED = ("alignment_heads", "alignment_layer", "num_heads")
+"""Scalars without a part in the network; num_heads is read by `heads`."""
 
 NAMES = {
     "encoder/conv1": "encoder.conv1",
@@ -101,11 +102,13 @@ def read(data: bytes) -> "Variables":
     return variables
 
 
-def heads(variables: "Variables") -> int:
-    """Return the number of attention heads that the file states; raise UserError when it does not."""
-    if "decoder/num_heads" not in variables:
+def heads(variables: "Variables") -> tuple[int, int]:
+    """Return the numbers of attention heads of encoder and decoder; raise UserError when the file does not say."""
+    names = ("encoder/num_heads", "decoder/num_heads")
+    if not all(name in variables and variables[name].size == 1 for name in names):
         raise UserError("model.bin does not say how many heads its attention has; convert the model again")
-    return int(variables["decoder/num_heads"])
+    encoder, decoder = (int(variables[name].item()) for name in names)
+    return encoder, decoder
 
 
 def convert(variables: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[np.float32]]":
@@ -119,7 +122,11 @@ def convert(variables: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[np.fl
 
     tensors: dict[str, NDArray[np.float32]] = {}
     for key, values in variables.items():
-        if key in IGNORED:
+        side, _, setting = key.partition("/")
+        if side in ("encoder", "decoder") and setting in (*IGNORED, *SETTINGS):
+            only = SETTINGS.get(setting)
+            if only is not None and (values != only).any():
+                raise UserError(f"model.bin: {key} is {values.tolist()}, but every Whisper has {only}")
             continue
         if values.dtype.kind != "f":
             needed = "only float16 and float32 models make an exact baseline"

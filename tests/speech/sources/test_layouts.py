@@ -1,3 +1,4 @@
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -67,6 +68,87 @@ def test_a_wheel_is_read_as_a_tar_is(tmp_path: Path) -> None:
     assert found == sphinx(tmp_path, "cards")
 
 
+@pytest.mark.parametrize(
+    ("transcript", "first", "second"),
+    [
+        pytest.param("\ufeff61-70968-0000 A\n61-70968-0001 B\n", "A", "B", id="byte-order-mark"),
+        pytest.param("61-70968-0000\tA\n61-70968-0001  \t B\n", "A", "B", id="tab"),
+        pytest.param("61-70968-0000\u00a0A\n61-70968-0001\u2003B\n", "A", "B", id="no-break-space"),
+        pytest.param("61-70968-0000 A\u0085B\n61-70968-0001 C\u2028D\n", "A\u0085B", "C\u2028D", id="separators"),
+        pytest.param("61-70968-0000 A\x0cB\n61-70968-0001 C\rD\n", "A\x0cB", "C\rD", id="form-feed"),
+        pytest.param("\r\n61-70968-0000 A\r\n\r\n  61-70968-0001 B \r\n", "A", "B", id="windows"),
+        pytest.param("61-70968-0000 A  \u00a0 B\n61-70968-0001 C\tD", "A  \u00a0 B", "C\tD", id="raw-inside"),
+        pytest.param("61-70968-0000\n61-70968-0001 \n", "", "", id="no-text"),
+    ],
+)
+def test_transcripts_are_read_as_editors_write_them(transcript: str, first: str, second: str, tmp_path: Path) -> None:
+    """Transcripts made on Windows or copied from a web page: the first id is unknown, or a text is cut in two."""
+    changes = {"LibriSpeech__test-clean__61__70968__61-70968.trans.txt": transcript.encode()}
+    found = librispeech(tmp_path, "test-clean", **changes)
+    assert (found["61-70968-0000"].text, found["61-70968-0001"].text) == (first, second)
+
+
+def test_sphinx_files_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    """The same in CMU Sphinx's files."""
+    changes = {
+        "cards.fileids": "\ufeff001\r\n\r\n002\r\n",
+        "cards.transcription": "\ufeff<s> ten\u2028of </s>\t(001)\r\nfive\u0085five (002)",
+    }
+    files = {f"pkg-1.0/test/data/cards/{name}": text.encode() for name, text in changes.items()}
+    assert [recording.text for recording in sphinx(tmp_path, "cards", files).values()] == [
+        "ten\u2028of",
+        "five\u0085five",
+    ]
+
+
+def test_audio_may_have_any_of_the_endings_in_any_case(tmp_path: Path) -> None:
+    """Recorders and Windows write .WAV; such files were left out without a word."""
+    folder = "test/1/2"
+    names = [f"{folder}/1-2-{n:04}{kind}" for n, kind in enumerate([".flac", ".FLAC", ".wav", ".Wav", ".mp3", ".ogg"])]
+    members = dict.fromkeys(names, b"") | {f"{folder}/1-2.TRANS.TXT": b"1-2-0003 THREE\n"}
+    found = layouts.librispeech("corpus 'x'", [archive(tmp_path / "x.tar", members, "w")], "test")
+    assert [recording.member for recording in found.values()] == names
+    assert [recording.text for recording in found.values()] == [None, None, None, "THREE", None, None]
+    renamed = {name.replace("001.wav", "001.WAV"): data for name, data in SPHINX.items()}
+    path = archive(tmp_path / "pkg.tar", renamed, "w")
+    assert layouts.sphinx("corpus 'x'", [path], "pkg-1.0/test/data", "cards")["001"].member.endswith("001.WAV")
+
+
+@pytest.mark.parametrize("packed", ["tar", "zip"])
+def test_names_that_begin_with_a_dot_are_ignored(packed: str, tmp_path: Path) -> None:
+    """macOS puts ._files and .folders into whatever it copies or packs; their names end as the real ones do."""
+    hidden = {
+        "LibriSpeech/test-clean/61/70968/._61-70968-0000.flac": b"Mac OS X",
+        "LibriSpeech/test-clean/61/70968/._61-70968.trans.txt": b"\0\5\x16\7\xff",
+        "LibriSpeech/test-clean/61/.Trash/61-70968-0009.flac": b"",
+        "LibriSpeech/.test-clean/61/70968/61-70968-0009.flac": b"",
+        "__MACOSX/test-clean/61/70968/._61-70968-0000.flac": b"",
+    }
+    members = hidden | {f"./{name}": data for name, data in LIBRISPEECH.items()}
+    path = archive(tmp_path / "x.tar", members, "w")
+    if packed == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in members.items():
+                file.writestr(name, data)
+    assert layouts.librispeech("corpus 'x'", [path], "test-clean") == librispeech(tmp_path)
+
+
+def test_an_id_matches_in_either_form_of_unicode(tmp_path: Path) -> None:
+    """macOS names files with letters and accents apart; they look alike, but were not found."""
+    apart, together = "1-2-cafe\u0301", "1-2-caf\u00e9"
+    members = {f"test/1/2/{apart}.flac": b"", "test/1/2/1-2.trans.txt": f"{together} WORDS\n".encode()}
+    found = layouts.librispeech("corpus 'x'", [archive(tmp_path / "x.tar", members, "w")], "test")
+    assert found == {together: Recording(together, "1", "WORDS", f"test/1/2/{apart}.flac")}
+
+
+@pytest.mark.parametrize("number", ["0000.take 2", "0000.v1", "x'y\"z", "#%&+,;=@[]{}~", "\u4e00", "0000"])
+def test_ids_may_hold_what_file_names_may(number: str, tmp_path: Path) -> None:
+    """File names of real recordings are not numbers only."""
+    members = {f"test/1/2/1-2-{number}.wav": b""}
+    found = layouts.librispeech("corpus 'x'", [archive(tmp_path / "x.tar", members, "w")], "test")
+    assert list(found) == [f"1-2-{number}"]
+
+
 def test_only_wanted_members_are_read_from_all_archives(tmp_path: Path) -> None:
     paths = [archive(tmp_path / "a.tar.gz", {"./a": b"1", "b": b"2"}), archive(tmp_path / "c.tar", {"c": b"3"}, "w")]
     assert list(layouts.members(paths, lambda name: name != "b")) == [("a", b"1"), ("b", None), ("c", b"3")]
@@ -84,14 +166,51 @@ def test_only_wanted_members_are_read_from_all_archives(tmp_path: Path) -> None:
         (
             {"LibriSpeech__test-clean__61__70969__61-70969.trans.txt": b"61-70968-0000 AGAIN\n"},
             "test-clean",
-            "corpus 'x': utterance '61-70968-0000' is there twice, the second time in "
-            "LibriSpeech/test-clean/61/70969/61-70969.trans.txt",
+            "corpus 'x': utterance '61-70968-0000' is there twice, in "
+            "LibriSpeech/test-clean/61/70968/61-70968.trans.txt:1 and in "
+            "LibriSpeech/test-clean/61/70969/61-70969.trans.txt:1",
         ),
         (
             {"test-clean__61__70968__61-70968-0000.flac": b"the same, elsewhere"},
             "test-clean",
-            "corpus 'x': utterance '61-70968-0000' is there twice, the second time in "
-            "test-clean/61/70968/61-70968-0000.flac",
+            "corpus 'x': utterance '61-70968-0000' is there twice, in "
+            "LibriSpeech/test-clean/61/70968/61-70968-0000.flac and in test-clean/61/70968/61-70968-0000.flac",
+        ),
+        (
+            {"LibriSpeech__test-clean__61__70968__61-70968-0000.wav": b"the same, converted"},
+            "test-clean",
+            "corpus 'x': utterance '61-70968-0000' is there twice, in "
+            "LibriSpeech/test-clean/61/70968/61-70968-0000.flac and in "
+            "LibriSpeech/test-clean/61/70968/61-70968-0000.wav",
+        ),
+        (
+            {"LibriSpeech__test-clean__61__61-70968-0009.WAV": b"without a chapter"},
+            "test-clean",
+            "corpus 'x': LibriSpeech/test-clean/61/61-70968-0009.WAV is not where it should be, "
+            "in <split>/<speaker>/<chapter>/",
+        ),
+        (
+            {"LibriSpeech__test-clean__61__70968__more__61-70968.trans.txt": b""},
+            "test-clean",
+            "corpus 'x': LibriSpeech/test-clean/61/70968/more/61-70968.trans.txt is not where it should be, "
+            "in <split>/<speaker>/<chapter>/",
+        ),
+        (
+            {"LibriSpeech__test-clean__61__70968__61-70968-\udce9.flac": b"named in Latin-1"},
+            "test-clean",
+            "corpus 'x': the id '61-70968-\\udce9' in 'LibriSpeech/test-clean/61/70968/61-70968-\\udce9.flac' has a "
+            "character that is not printable",
+        ),
+        (
+            {"LibriSpeech__test-clean__61__70968__61-70968.trans.txt": b"61-70968-0000 A\n\xef\xbb\xbf61-70968-0001 B"},
+            "test-clean",
+            "corpus 'x': the id '\\ufeff61-70968-0001' in 'LibriSpeech/test-clean/61/70968/61-70968.trans.txt:2' has a "
+            "character that is not printable",
+        ),
+        (
+            {"LibriSpeech__test-clean__61__70968__61-70968.trans.txt": "61-70968-0000 A".encode("utf-16")},
+            "test-clean",
+            "corpus 'x': LibriSpeech/test-clean/61/70968/61-70968.trans.txt is not UTF-8 text",
         ),
         (
             {"LibriSpeech__test-clean__61__70968__62-70968-0000.flac": b"astray"},
@@ -124,9 +243,16 @@ def test_broken_librispeech_is_one_sentence(
             "corpus 'x': utterance '003' of split 'cards' is listed, but its .wav is not there",
         ),
         (
+            {"001.flac": b"one again"},
+            "cards",
+            "corpus 'x': utterance '001' is there twice, in pkg-1.0/test/data/cards/001.wav and in "
+            "pkg-1.0/test/data/cards/001.flac",
+        ),
+        (
             {"cards.fileids": b"001\n002\n001\n"},
             "cards",
-            "corpus 'x': utterance '001' is there twice, the second time in the fileids of cards",
+            "corpus 'x': utterance '001' is there twice, in pkg-1.0/test/data/cards/cards.fileids:1 and in "
+            "pkg-1.0/test/data/cards/cards.fileids:3",
         ),
         (
             {"cards.fileids": b"001\n"},
@@ -175,3 +301,13 @@ def test_what_is_no_archive_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"<html>sign in to go on</html>" * 100)
     with pytest.raises(UserError, match=r"x.tar.gz cannot be read \(.+\); delete it and run"):
         layouts.librispeech("corpus 'x'", [tmp_path / "x.tar.gz"], "test-clean")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, b"?", tarfile.GNUTYPE_SPARSE])
+def test_a_member_that_announces_more_than_there_is_is_one_sentence(kind: bytes, tmp_path: Path) -> None:
+    """A damaged header says 2^62 bytes: tarfile seeks for them beyond the end, and the program hangs."""
+    member = tarfile.TarInfo("test-clean/1/2/1-2-0000.flac")
+    member.size, member.type = 2**62, kind
+    (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+    with pytest.raises(UserError, match=r"x.tar cannot be read \(.+\); delete it and run"):
+        layouts.librispeech("corpus 'x'", [tmp_path / "x.tar"], "test-clean")

@@ -1,0 +1,62 @@
+"""The kinds of input by name; the settings are two of them."""
+
+import importlib
+from collections.abc import Callable
+from random import Random
+
+from pipeline import download, fetch
+from pipeline.core import params
+from pipeline.results import normalizers
+from tests.conftest import ROOT
+from tests.fuzz import models, reports, speech
+from tests.fuzz.project import MODEL, SOUNDS, SPEECH, settings, write
+from tests.fuzz.spoil import VALUES, garble, spoil, text
+
+
+def forms(draw: Random) -> None:
+    """params.yaml and catalog.yaml."""
+    from pydantic import TypeAdapter
+    from ruamel.yaml import YAML
+
+    written = {name: (ROOT / name).read_bytes() for name in ("params.yaml", "catalog.yaml")}
+    name = draw.choice(list(written))
+    spoiled = text(draw, spoil(draw, YAML(typ="safe").load(written[name])))
+    write(written | {name: spoiled if draw.random() < 0.6 else garble(draw, written[name])})
+    read = params.read()
+    whole = TypeAdapter(params.Params)
+    assert whole.validate_python(whole.dump_python(read)) == read
+    assert all(read.variant(name).bits >= 1 for name in read.names)
+
+
+def paths(draw: Random) -> None:
+    """Where a model and a corpus lie."""
+    path = draw.choice(
+        [str(value) for value in VALUES if value]
+        + ["~", "~nobody/x", ".", "params.yaml", *["./speech/../speech", "checkpoint"] * 3]
+    )
+    split = draw.choice(("test", "x" * 300, "-"))
+    settings(SPEECH | {"path": path, "splits": [split]}, MODEL | {"path": path})
+    write({f"checkpoint/{name}": data for name, data in models.checkpoint().items()})
+    write(
+        {f"speech/{name}": data for name, data in speech.TREE.items()} | {"other/train/3/4/3-4-0.flac": SOUNDS["FLAC"]}
+    )
+    draw.choice((fetch.main, download.main))()
+
+
+KINDS: dict[str, Callable[[Random], None]] = {
+    kind.__name__: kind
+    for kind in (
+        *(forms, paths),
+        *(speech.transcript, speech.sphinx, speech.tars, speech.wheel, speech.parquet, speech.sound),
+        *(models.config, models.tensors, models.binary),
+        *(reports.transcripts, reports.scores, reports.table, reports.listed),
+    )
+}
+
+
+def warm_up() -> None:
+    """Import what the stages import late: inputs would wait for it, and be blamed for its warnings."""
+    for module in ("datasets", "pyarrow.parquet", "tokenizers", "soxr", "pipeline.whisper.decoding", "pydantic"):
+        importlib.import_module(module)
+    normalizers.get("english")
+    models.checkpoint()
