@@ -236,7 +236,7 @@ def parse(form: dict[str, Any], catalog: dict[str, Any]) -> Params:
     for file, misplaced in ((FILE, form.keys() & listed), (CATALOG, catalog.keys() - listed)):
         if misplaced:
             raise UserError(
-                f"{file}: {min(misplaced)!r} does not belong here; {CATALOG} holds models and corpora alone"
+                f"{file}: {min(misplaced, key=str)!r} does not belong here; {CATALOG} holds models and corpora alone"
             )
     try:
         return TypeAdapter(Params).validate_python(form | catalog)

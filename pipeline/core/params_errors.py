@@ -1,6 +1,7 @@
 """Say in one sentence what pydantic finds wrong with the settings: the place, the value and the way out."""
 
 import dataclasses
+import reprlib
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,10 @@ from pipeline.core.errors import suggestion
 
 if typing.TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+_SHOWN = reprlib.Repr()
+"""Writes values of any size and depth: aliases make a few bytes of YAML a billion values."""
+_SHOWN.maxlevel, _SHOWN.maxstring = 2, 200
 
 _ENTRIES = {"variants": "variant", "models": "model", "corpora": "corpus"}  # what an entry of a map is called
 
@@ -28,6 +33,7 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
     error = min(errors, key=lambda error: error["type"] not in ("unexpected_keyword_argument", "invalid_key"))
     path = [part for part in error["loc"] if part not in ("[key]", "str", "list[str]")]  # the last two: of a union
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    shown = _SHOWN.repr(given)
     file = "catalog.yaml" if path[:1] in (["models"], ["corpora"]) else "params.yaml"
     place, owner = _place(path, settings), _place(path[:-1], settings) if path[1:] else file
     if kind == "invalid_key":
@@ -35,13 +41,13 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
     if kind == "value_error":
         return f"{place}: {context['error']}"
     if path == ["device"] and kind != "missing":
-        return f"device is {given!r}, but it must be auto, cpu, cuda or cuda:N"
+        return f"device is {shown}, but it must be auto, cpu, cuda or cuda:N"
     if kind == "string_too_long":
         return f"{owner}: the name {given[:20]!r}... has over {context['max_length']} characters"
     if kind == "string_pattern_mismatch" or error["loc"][-1] == "[key]":
         if not isinstance(given, str):
             return f'{owner}: the name {given} is no text; write "{given}" in quotes, or a word such as int{given}'
-        return f"{owner}: the name {given!r} may hold only letters, digits and hyphens"
+        return f"{owner}: the name {shown} may hold only letters, digits and hyphens"
     if kind == "unexpected_keyword_argument":
         return f"{owner}: unknown key {path[-1]!r}{suggestion(path[-1], keys(_at(settings, path[:-1])))}"
     if kind == "missing":
@@ -52,7 +58,7 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
         return f"{place} is {given}, but at least {context['ge']} is needed"
     alike = [other for other in errors if other["loc"][:-1] == error["loc"][:-1]]  # of a union: one for each kind
     words = [other.get("ctx", {}).get("expected") or _WORDS.get(other["type"], "of another kind") for other in alike]
-    return f"{place} is {given!r}, but it must be {' or '.join(dict.fromkeys(words))}"
+    return f"{place} is {shown}, but it must be {' or '.join(dict.fromkeys(words))}"
 
 
 def keys(settings: Any) -> set[str]:

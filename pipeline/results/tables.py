@@ -198,6 +198,8 @@ def read(path: Path) -> pd.DataFrame:
                 frame[column] = NEWER[column]
         numbers = [name for name in frame if (text := meaning(name)) and not text.startswith("text: ")]
         frame[numbers] = frame[numbers].apply(pd.to_numeric)
+        if frame[numbers].isin([float("inf"), float("-inf")]).any(axis=None):
+            raise ValueError("an infinite number")
         return _with_neutral(frame) if path.name == RESULTS.name else frame
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run '{maker}' first") from None

@@ -49,6 +49,10 @@ def test_every_key_that_may_be_missing_has_its_default(tmp_project: Project) -> 
 
 
 BACKENDS = "bnb, hqq, none, quanto, torch"
+LAUGHS: Any = "x"  # a billion values; YAML writes them as aliases, in a few bytes
+for _ in range(9):
+    LAUGHS = [LAUGHS] * 10
+SHOWN = f"[{'[...], ' * 6}...], "
 HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
 
 
@@ -103,6 +107,7 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
             f"variants: the name '{'x' * 20}'... has over 100 characters",
         ),
         ({"calibration__split": "../x"}, "calibration: the name '../x' may hold only letters, digits and hyphens"),
+        ({"corpus": LAUGHS}, f"corpus is [{SHOWN * 6}...], but it must be a text"),
         ({"models__a/b": HUB}, "models: the name 'a/b' may hold only letters, digits and hyphens"),
         (
             {"variants__candidate": {"backend": "hqq"}},
@@ -226,13 +231,15 @@ def test_a_missing_key_is_one_sentence(name: str, key: str, tmp_project: Project
     assert str(error.value) == f"{name}: the key {key!r} is missing"
 
 
-@pytest.mark.parametrize(("name", "line"), [("params.yaml", "models: {}"), ("catalog.yaml", "limit: 5")])
+@pytest.mark.parametrize(
+    ("name", "line"), [("params.yaml", "models: {}"), ("catalog.yaml", "limit: 5"), ("catalog.yaml", "7: x\nlimit: 5")]
+)
 def test_a_key_in_the_other_file_is_one_sentence(name: str, line: str, tmp_project: Project) -> None:
     with (tmp_project.root / name).open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(UserError) as error:
         params.read()
-    key = line.split(":")[0]
+    key = int(first) if (first := line.split(":")[0]).isdigit() else first
     assert str(error.value) == f"{name}: {key!r} does not belong here; catalog.yaml holds models and corpora alone"
 
 

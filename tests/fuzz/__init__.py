@@ -66,7 +66,10 @@ def _work(pipe: "Connection[Any, Any]") -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     pipe.send("ready")
     while True:
-        kind, seed = pipe.recv()
+        try:
+            kind, seed = pipe.recv()
+        except EOFError:
+            return
         faulthandler.dump_traceback_later(LIMIT - 1, file=errors)
         try:
             answer = attempt(kind, seed)
@@ -108,5 +111,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
+        self._pipe.close()
+        self._process.join(1)  # unless it hangs, it ends by itself
         self._process.kill()
         self._process.join()

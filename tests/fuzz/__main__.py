@@ -6,7 +6,6 @@ Usage: python -m tests.fuzz 10000 [--seed 0]
 
 import argparse
 import collections
-import os
 import sys
 import time
 
@@ -47,5 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())

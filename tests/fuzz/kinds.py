@@ -2,14 +2,16 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 from pipeline import download, fetch
 from pipeline.core import params
 from pipeline.results import normalizers
+from pipeline.whisper import BASELINE
 from tests.conftest import ROOT
 from tests.fuzz import models, reports, speech
-from tests.fuzz.project import MODEL, SOUNDS, SPEECH, settings, write
+from tests.fuzz.project import MODEL, SOUNDS, SPEECH, settings, whole, write
 from tests.fuzz.spoil import VALUES, garble, spoil, text
 
 
@@ -23,8 +25,8 @@ def forms(draw: Random) -> None:
     spoiled = text(draw, spoil(draw, YAML(typ="safe").load(written[name])))
     write(written | {name: spoiled if draw.random() < 0.6 else garble(draw, written[name])})
     read = params.read()
-    whole = TypeAdapter(params.Params)
-    assert whole.validate_python(whole.dump_python(read)) == read
+    form = TypeAdapter(params.Params)
+    assert form.validate_python(form.dump_python(read)) == read
     assert all(read.variant(name).bits >= 1 for name in read.names)
 
 
@@ -32,15 +34,16 @@ def paths(draw: Random) -> None:
     """Where a model and a corpus lie."""
     path = draw.choice(
         [str(value) for value in VALUES if value]
-        + ["~", "~nobody/x", ".", "params.yaml", *["./speech/../speech", "checkpoint"] * 3]
+        + ["~", "~nobody/x", ".", "params.yaml", *["./speech/../speech", "checkpoint"] * 10]
     )
-    split = draw.choice(("test", "x" * 300, "-"))
+    split = draw.choice(("test", "test", "test", "x" * 300, "-"))
     settings(SPEECH | {"path": path, "splits": [split]}, MODEL | {"path": path})
     write({f"checkpoint/{name}": data for name, data in models.checkpoint().items()})
     write(
         {f"speech/{name}": data for name, data in speech.TREE.items()} | {"other/train/3/4/3-4-0.flac": SOUNDS["FLAC"]}
     )
-    draw.choice((fetch.main, download.main))()
+    with whole(BASELINE, Path("data/raw/speech")):
+        draw.choice((fetch.main, download.main))()
 
 
 KINDS: dict[str, Callable[[Random], None]] = {

@@ -91,6 +91,9 @@ def tensors(draw: Random) -> None:
         files["model.safetensors"] = struct.pack("<Q", len(header)) + header + data[8 + length :]
     else:
         files["model.safetensors"] = garble(draw, data, files["model-00001.safetensors"])
+    if draw.random() < 0.2:  # other weights
+        place = draw.randrange(8 + length, len(data) - 4)
+        files["model.safetensors"] = data[:place] + draw.randbytes(4) + data[place + 4 :]
     write({f"checkpoint/{of}": data for of, data in files.items()})
     fetched(MODEL)
 

@@ -7,6 +7,7 @@ from random import Random
 from pipeline import compare, score
 from pipeline.core import manifest
 from pipeline.results import tables
+from pipeline.results.__main__ import show
 from tests import made
 from tests.conftest import results_csv
 from tests.fuzz.models import checkpoint
@@ -40,7 +41,7 @@ def scores(draw: Random) -> None:
 
 
 def table(draw: Random) -> None:
-    """results.csv, which is then drawn and printed."""
+    """results.csv, which is then printed."""
     data = results_csv(*made.LINES).encode()
     if draw.random() < 0.6:
         rows = [line.split(",") for line in data.decode().splitlines()]
@@ -54,6 +55,7 @@ def table(draw: Random) -> None:
     frame = tables.read(tables.RESULTS)
     assert all(len(rows) for rows in tables.by_split(frame).values())
     assert frame["rate"].dtype.kind in "fi"
+    show(frame)
 
 
 def listed(draw: Random) -> None:

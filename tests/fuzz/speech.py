@@ -62,11 +62,19 @@ def _made(path: Path) -> Path:
 
 def transcript(draw: Random) -> None:
     """LibriSpeech's transcripts, in a folder of one's own."""
-    name, data = list(TREE.items())[-1]
-    write({f"speech/{of}": sound for of, sound in TREE.items()} | {f"speech/{name}": garble(draw, data)})
-    write({"other/train/3/4/3-4-0.flac": SOUNDS["FLAC"]})
+    name, data = "test/1/2/1-2.trans.txt", TREE["test/1/2/1-2.trans.txt"]
+    files = TREE | {name: garble(draw, data) if draw.random() < 0.8 else data}
+    if draw.random() < 0.3:
+        sign, ending = (
+            draw.choice(("\n", "\x1b[31m", "\udcff", " ", "é", ".")),
+            draw.choice((".flac", ".WAV", ".Ogg", "")),
+        )
+        place = draw.choice(("test/1/2/", "test/1/", "test/1/2/3/", f"test/1{sign}/2/"))
+        files[f"{place}{sign}1-2-0{ending}"] = files.pop("test/1/2/1-2-0.flac")
+    write({f"speech/{of}": content for of, content in files.items()} | {"other/train/3/4/3-4-0.flac": SOUNDS["FLAC"]})
     settings()
-    download.main()
+    with whole(Path("data/raw/speech")):
+        download.main()
     prepared(SPEECH, {})
 
 
@@ -87,7 +95,7 @@ def tar(draw: Random, files: Mapping[str, bytes], strange: float = 0.0) -> bytes
             member = tarfile.TarInfo(odd(draw, name) if draw.random() < strange else name)
             member.size = len(data)
             if draw.random() < strange:
-                member.type = draw.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"?"))
+                member.type = draw.choice((*tarfile.SUPPORTED_TYPES, b"?"))
                 member.linkname = draw.choice((*files, "/etc/passwd", name))
             if draw.random() < strange:
                 member.size = draw.choice((0, 1, 2**40, 2**62, len(data) + 1))
@@ -121,7 +129,7 @@ def parquet(draw: Random) -> None:
         for n in range(3)
     ]
     if draw.random() < 0.4:
-        key, value = draw.choice(list(rows[0])), draw.choice((*VALUES[:-2], b"bytes", {"bytes": None}, {"bytes": b""}))
+        key, value = draw.choice(list(rows[0])), draw.choice((*VALUES[:-3], b"bytes", {"bytes": None}, {"bytes": b""}))
         changed = rows if draw.random() < 0.5 else rows[1:2]
         for row in changed:
             row[key] = value

@@ -8,49 +8,37 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
-DEEP, LARGE = "a list in a list in a list", "a number of 5,000 digits"
-ALIASES = "&a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: [*d, *d, *d, *d]"
+DEEP, LARGE, LAUGHS = "a list in a list in a list", "a number of 5,000 digits", "a billion laughs"
+"""Values that `text` writes in the place of these."""
+
+NAMES = "abcdefghi"
+ALIASES = ", ".join(
+    f"{a}: &{a} [{', '.join([f'*{b}' if b else 'x'] * 9)}]" for a, b in zip(NAMES, [None, *NAMES], strict=False)
+)
+"""A map of YAML, 9^9 values in a few bytes."""
+
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**32, 2**63, 2**64, -(2**63), 0.5, 1e308, float("nan"), float("inf")),
     *("", "0", "x" * 300, "y" * 100_000, "../x", "/etc/passwd", "nul\0", "half \ud800", "é\n\u2028\x1b[31m", "<|en|>"),
-    *([], {}, [1], [[]], ["a"], {"a": 1}, {"": None}, {"0": [0]}, DEEP, LARGE),
+    *([], {}, [1], [[]], ["a"], {"a": 1}, {"": None}, {"0": [0]}, DEEP, LARGE, LAUGHS),
 )
 WORDS = [
+    *b'-1|NaN|1e999|null|../|/|"|,|:|.|*a|0x|1:99|1_000|2001-99-99|\r\n|\n| |\t|\0|\xff|\x1b[31m'.split(b"|"),
+    *b"---\n|%YAML 9.9\n---\n|<<<<<<< HEAD\n|<<: 1\n|? {a: b}\n: c\n|{x: 1, x: 2}|&r [*r]|&r {x: *r}".split(b"|"),
+    *b"!!int x|!!float x|!!bool x|!!binary x|!!timestamp x|!!set {a}|!!python/name:os.system x".split(b"|"),
+    *b"\xef\xbb\xbf|\xed\xa0\x80|\xc3|\xe2\x80\xa8|\xc4\xb0|\xff\xff\xff\x7f|\x7f\xff\xff\xff|\0\0\0\x80".split(b"|"),
     *(
-        b"&r [*r]",
-        b"&r {x: *r}",
-        b"{x: 1, x: 2}",
-        b"<<<<<<< HEAD\n",
-        b"=======\n",
-        b"1_000",
-        b"2026-02-31T99:99:99",
-        b"!!set {a}",
-    ),
-    *(b"\0", bytes(8), b"\xff", b"\xff" * 4, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80"),
-    *(b"\r\n", b"\n", b" ", b"\t", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3", "\u2028\u0130é".encode(), b"\x1b[31m"),
-    *(b"[" * 10_000, b'{"a":' * 10_000, b"9" * 5_000, b"NaN", b"1e999", b"-1", b"null", b"../", b"/", b'"', b","),
-    *(
-        b"2001-99-99",
-        b"? {a: b}\n: c\n",
-        b"!!python/name:os.system ",
-        b"<<: 1\n",
-        ALIASES.encode(),
-        b"!!binary x",
-        b":",
-    ),
-    *(
-        b"%YAML 9.9\n---\n",
-        b"---\n",
-        b"0x",
-        b"1:99",
-        b"!!float x",
-        b"!!int x",
-        b"!!bool x",
-        b"!!timestamp x",
-        b"*a",
-        b".",
+        bytes(8),
+        b"\xff" * 4,
+        b"\xff" * 8,
+        b" " * 100_000,
+        b"[" * 10_000,
+        b'{"a":' * 10_000,
+        b"9" * 5_000,
+        f"{{{ALIASES}}}".encode(),
     ),
 ]
+"""Bytes that readers have stumbled over: signs of JSON and YAML, of conflicts in git, of no UTF-8; large numbers."""
 
 
 def garble(draw: Random, data: bytes, other: bytes = b"") -> bytes:
@@ -119,6 +107,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
 def text(draw: Random, tree: Any) -> bytes:
     """Return the values as JSON, which YAML is, too; now and then with a key there twice."""
     found = json.dumps(tree).replace(f'"{DEEP}"', "[" * 10_000 + "]" * 10_000).replace(f'"{LARGE}"', "9" * 5_000)
+    found = found.replace(f'"{LAUGHS}"', f"{{{ALIASES}}}")
     if isinstance(tree, dict) and tree and draw.random() < 0.05:
         found = f"{{{json.dumps(draw.choice(list(tree)))}: {draw.choice(('null', '[]', '7'))}, {found[1:]}"
     return found.encode()

@@ -111,6 +111,7 @@ def test_texts_without_a_value_are_empty_and_numbers_nan() -> None:
             results_csv(FP32).replace(",wer,speaker", ",ber,speaker"),
             r"is not what 'dvc repro compare' writes \(measure 'ber'\)",
         ),
+        (results_csv(FP32).replace("966.9", "1e999"), r"writes \(an infinite number\); run it again"),
         (results_csv(FP32).replace("wer_delta,", "delta,"), r"is not what 'dvc repro compare' writes \('wer_delta'\)"),
         (results_csv(FP32).replace(",15.04,", ",a quarter,"), r"writes \(Unable to parse string 'a quarter' "),
         ("a,b\n1,2,3,4\n1,2,3,4,5\n", r"writes \(Error tokenizing data. .*saw 5\); run it again"),

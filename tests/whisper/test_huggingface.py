@@ -185,6 +185,30 @@ def test_a_head_is_kept_as_it_is(tied: bool, tmp_project: Project, checkpoint: P
     assert torch.equal(weights.load(BASELINE).proj_out.weight, head)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "prompt"), [("tiny_en", [50257, 50362]), ("base", [50258, 50259, 50359, 50363])])
+def test_a_generation_config_that_says_nothing_is_completed(
+    name: str, prompt: list[int], tmp_project: Project, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A prompt of another kind of model: OpenAI's own, without what tells English-only from multilingual."""
+    published: Path = request.getfixturevalue(name)
+    (tmp_path / "mine").mkdir()
+    for file in published.iterdir():
+        (tmp_path / "mine" / file.name).symlink_to(file)
+    generation = json.loads((published / "generation_config.json").read_text())
+    kept = ("suppress_tokens", "begin_suppress_tokens")
+    (tmp_path / "mine/generation_config.json").unlink()
+    (tmp_path / "mine/generation_config.json").write_text(json.dumps({key: generation[key] for key in kept}))
+    use(tmp_project, tmp_path / "mine")
+    fetch.main()
+    assert decoding.Vocabulary.read(BASELINE, "en", "transcribe").prompt == prompt
+    made = json.loads((BASELINE / "generation_config.json").read_text())
+    assert {key: made.get(key) for key in generation if key != "alignment_heads"} == {
+        key: value for key, value in generation.items() if key != "alignment_heads"
+    }
+
+
+@pytest.mark.slow
 def test_a_slow_tokenizer_alone_is_made_a_fast_one(tmp_project: Project, base: Path, tmp_path: Path) -> None:
     """Only vocab.json and merges.txt: checkpoints saved by older versions of Transformers."""
     whole = json.loads((base / "tokenizer.json").read_text())
@@ -268,6 +292,7 @@ def climbing(folder: Path) -> None:
 
 def named(file: str) -> Any:
     def change(folder: Path) -> None:
+        (folder / "folder").mkdir()
         (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": file}}))
 
@@ -396,6 +421,10 @@ def half_sharded(folder: Path) -> None:
             "model 'mine': is_multilingual is False, but there are languages in lang_to_id; correct one",
         ),
         (
+            generating(lang_to_id={"<|en|>": 12.0}),  # which is 12, but no index
+            "model 'mine': lang_to_id has <|en|> at 12.0, but tokenizer.json shows 12; correct one",
+        ),
+        (
             generating(lang_to_id={"<|en|>": 13}),
             "model 'mine': lang_to_id has <|en|> at 13, but tokenizer.json shows 12; correct one",
         ),
@@ -456,7 +485,11 @@ def half_sharded(folder: Path) -> None:
         ),
         (
             named("x" * 300),
-            f"model 'mine': DIR/{'x' * 300} is no whole safetensors file (File name too long (os error 36))",
+            f"model 'mine': DIR/{'x' * 300} is missing, though the index of the weights names it",
+        ),
+        (
+            named("folder"),
+            "model 'mine': DIR/folder is no whole safetensors file (No such device (os error 19))",
         ),
         (
             lambda folder: (folder / "config.json").write_text('["half \\ud800"]'),

@@ -212,10 +212,12 @@ def sphinx(where: str, archives: list[Path], folder: str, split: str) -> dict[st
 
 
 def _sphinx_line(where: str, name: str, line: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(?:<s>)?(.*?)(?:</s>)?\s*\(([^()]+)\)", line.strip())
-    if match is None:
-        raise UserError(f"{where}: {name} has the line {line!r}, but lines look like '<s> text </s> (id)'")
-    return match[2], match[1].strip()
+    # Not a regular expression: it takes the square of a long line's length.
+    text, bracket, rest = line.rpartition("(")
+    utterance = rest.removesuffix(")")
+    if not bracket or utterance in ("", rest) or ")" in utterance:
+        raise UserError(f"{where}: {name} has the line {line[:200]!r}, but lines look like '<s> text </s> (id)'")
+    return utterance, text.strip().removeprefix("<s>").removesuffix("</s>").strip()
 
 
 def _lines(where: str, name: str, data: bytes) -> Iterator[tuple[str, str]]:

@@ -128,14 +128,14 @@ def _names(where: str, key: str, given: Any, tokens: Mapping[str, int]) -> dict[
         raise UserError(f"{where}: {key} is {given!r}, but a map of names to the ids of tokens is needed")
     for name, place in given.items():
         token = name if key == "lang_to_id" else f"<|{name}|>"
-        if tokens.get(token) != place:
+        if type(place) is not int or tokens.get(token) != place:
             shown = f"shows {tokens[token]}" if token in tokens else "has no such token"
             raise UserError(f"{where}: {key} has {token} at {place!r}, but tokenizer.json {shown}; correct one")
     return given
 
 
 def _suppressed(where: str, key: str, given: Any, size: int) -> list[int]:
-    """Return the tokens, less those that the model has not: Transformers passes over them, and it writes some itself."""
+    """Return the tokens but for those that the model has not: Transformers passes over them, and writes some itself."""
     listed = given if isinstance(given, list) else [given]
     for token in listed:
         if type(token) is not int or token < 0:

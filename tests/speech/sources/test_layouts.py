@@ -1,4 +1,5 @@
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -297,8 +298,10 @@ def test_a_cut_archive_is_one_sentence(tmp_path: Path) -> None:
         layouts.librispeech("corpus 'x'", [path], "test-clean")
 
 
-def test_what_is_no_archive_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "x.tar.gz").write_bytes(b"<html>sign in to go on</html>" * 100)
+@pytest.mark.parametrize("data", [b"<html>sign in to go on</html>" * 100, b"", b"\x1f\x8b", b"\x1f\x8b\x08"])
+def test_what_is_no_archive_is_one_sentence(data: bytes, tmp_path: Path) -> None:
+    """The page of a hotel's network, or a download cut in its first bytes, of which Python's tarfile is no judge."""
+    (tmp_path / "x.tar.gz").write_bytes(data)
     with pytest.raises(UserError, match=r"x.tar.gz cannot be read \(.+\); delete it and run"):
         layouts.librispeech("corpus 'x'", [tmp_path / "x.tar.gz"], "test-clean")
 
@@ -311,3 +314,12 @@ def test_a_member_that_announces_more_than_there_is_is_one_sentence(kind: bytes,
     (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
     with pytest.raises(UserError, match=r"x.tar cannot be read \(.+\); delete it and run"):
         layouts.librispeech("corpus 'x'", [tmp_path / "x.tar"], "test-clean")
+
+
+def test_a_long_line_takes_no_longer_than_it_must(tmp_path: Path) -> None:
+    """A table padded with spaces, or another file, in the place of a transcription: a pattern tries for minutes."""
+    text = f"<s> ten {' ' * 200_000} of clubs </s> (001)\n{' x' * 100_000} (002"
+    started = time.perf_counter()
+    with pytest.raises(UserError, match=r"has the line 'x x .*', but lines look like '<s> text </s> \(id\)'"):
+        sphinx(tmp_path, "cards", {"pkg-1.0/test/data/cards/cards.transcription": text.encode()})
+    assert time.perf_counter() - started < 5
