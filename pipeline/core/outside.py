@@ -9,7 +9,7 @@ from pathlib import Path
 
 LINKS = Path("data/outside")
 NOTHING = "nothing"
-"""The empty file that a link leads to where no folder is read."""
+"""The file that a link leads to where no folder is read."""
 
 
 def locate(path: str) -> Path:
@@ -34,7 +34,7 @@ def there(folder: Path) -> bool:
 def watch(name: str, folder: Path | None) -> None:
     """Let the link `name` lead to the folder, or to nothing."""
     LINKS.mkdir(parents=True, exist_ok=True)
-    (LINKS / NOTHING).touch()
+    (LINKS / NOTHING).write_text("Links lead here where no folder outside the project is read.\n", encoding="utf-8")
     partial = LINKS / f".{name}.partial"
     partial.unlink(missing_ok=True)
     partial.symlink_to(NOTHING if folder is None else folder)

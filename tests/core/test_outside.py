@@ -17,7 +17,7 @@ def test_a_link_leads_to_the_folder_that_is_read_and_then_to_nothing(tmp_path: P
     assert links() == {"model": str(tmp_path / "mine"), "corpus": "nothing"}
     outside.watch("model", None)
     assert links() == {"model": "nothing", "corpus": "nothing"}
-    assert (outside.LINKS / "model").read_bytes() == b""
+    assert (outside.LINKS / "model").is_file()
     assert sorted(path.name for path in outside.LINKS.iterdir()) == ["corpus", "model", "nothing"]
 
 
