@@ -28,15 +28,14 @@ def main() -> None:
     from pipeline.core import params
 
     settings = params.read()
+    folders = {name: outside.read(settings, name) for name in ("corpus", "calibration")}
+    states = {name: outside.state(name, [*filter(outside.there, read)]) for name, read in folders.items()}
     wanted = set()
     for name, splits in needed(settings).items():
         sources.download(name, settings.corpora[name], splits)
         wanted |= {file for split in splits for file in sources.archives(name, settings.corpora[name], split)}
-    calibration = settings.calibration.corpus
-    for link, name in (("corpus", settings.corpus), ("calibration", calibration)):
-        corpus = settings.corpora[name]
-        read = corpus.source == "directory" and (link == "corpus" or name != settings.corpus)
-        outside.watch(link, outside.locate(str(corpus.path)) if read else None)
+    for name, state in states.items():
+        outside.note(name, state)
     for path in sorted(sources.RAW.rglob("*"), reverse=True):  # a folder's contents come before the folder
         if path not in wanted and not (path.is_dir() and any(path.iterdir())):
             files.remove(path)

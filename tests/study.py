@@ -14,12 +14,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.core import outside
 from tests import toy
 from tests.conftest import ROOT, encode, noise
 
 SETTINGS = ("params.yaml", "catalog.yaml")
-LINKS = tuple(f"data/outside/{name}" for name in ("model", "corpus", "calibration", "nothing"))
-FILES = ("dvc.yaml", *SETTINGS, ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", *LINKS)
+NOTES = ("outside/watch.yaml", *(f"outside/{name}.json" for name in outside.NAMES))
+FILES = ("dvc.yaml", *SETTINGS, ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", *NOTES)
 VARIANTS = ("fp32", "torch-int8-dynamic", "torch-int8-static", "hqq-int4")
 UNREACHABLE = "http://127.0.0.1:9/simple"
 """An index that refuses every connection: whoever downloads anything fails."""
@@ -78,8 +79,10 @@ class Study:
         return sorted(ran(self.did("dvc", *command)))
 
     def changed(self) -> list[str]:
-        """Return the stages that `dvc status` finds changed."""
-        return sorted(json.loads(self.did("dvc", "status", "--json")))
+        """Return the stages that `dvc status` finds changed, but for those that always are."""
+        return sorted(
+            stage for stage in json.loads(self.did("dvc", "status", "--json")) if not stage.startswith("watch@")
+        )
 
     def edit(self, change: Callable[[Any], object]) -> None:
         """Let `change` work on what params.yaml and catalog.yaml hold together."""
@@ -115,8 +118,8 @@ class Study:
 
 
 def ran(output: str) -> list[str]:
-    """Return the stages that DVC says to have run, in their order."""
-    return re.findall(r"^Running stage '(.+)':$", output, re.MULTILINE)
+    """Return the stages that DVC says to have run, in their order, but for those that always do."""
+    return re.findall(r"^Running stage '(?!watch@)(.+)':$", output, re.MULTILINE)
 
 
 def make(folder: Path) -> Study:
@@ -124,7 +127,7 @@ def make(folder: Path) -> Study:
     study = Study(folder / "study")
     for name in FILES:
         (study.root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, study.root / name, follow_symlinks=False)
+        shutil.copyfile(ROOT / name, study.root / name)
     shutil.copytree(ROOT / "pipeline", study.root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     model, speech = toy.talkative(toy.write(folder / "toy")), _speech(folder / "speech")
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.core import outside
 from tests import toy
 from tests.conftest import ROOT, Packages
 from tests.study import VARIANTS, Study, ran
@@ -121,7 +122,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def resolved() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield every stage's name, backend ("" where it has none) and entry, foreach stages by variant."""
     for name, entry in STAGES.items():
-        if "foreach" in entry:
+        if entry.get("foreach") == "${watch}":
+            for item in outside.NAMES:
+                yield f"{name}@{item}", "", json.loads(json.dumps(entry["do"]).replace("${item}", item))
+        elif "foreach" in entry:
             assert entry["foreach"] == "${variants}"
             for key, variant in PARAMS["variants"].items():
                 text = json.dumps(entry["do"]).replace("${key}", key).replace("${item.backend}", variant["backend"])
@@ -171,7 +175,8 @@ def test_code_that_decides_is_declared() -> None:
 def test_stage_is_called_and_described_as_its_module_is(stage: str) -> None:
     """Stage name = module name = the first sentence of its docstring = what `dvc stage list` shows."""
     entry = STAGES[stage].get("do", STAGES[stage])
-    variant = "candidate" if stage.endswith("_candidate") else "${key}" if "foreach" in STAGES[stage] else ""
+    each = {"${variants}": "${key}", "${watch}": "${item}", None: ""}[STAGES[stage].get("foreach")]
+    variant = "candidate" if stage.endswith("_candidate") else each
     assert entry["cmd"] == f"python -m {module(stage).removesuffix('.py').replace('/', '.')} {variant}".strip()
     docstring = ast.get_docstring(ast.parse((ROOT / module(stage)).read_text(encoding="utf-8"))) or ""
     sentence = re.match(r".*?\.(?=\s|$)", docstring, re.DOTALL)
@@ -375,21 +380,41 @@ def test_adding_to_the_catalog_runs_nothing(study: Study) -> None:
 def test_a_model_that_was_trained_on_is_fetched_again(study: Study) -> None:
     """A model retrained in its folder: `dvc repro` found nothing changed, and scored the old one."""
     model = Path(study.catalog["models"]["toy"]["path"])
-    copied = study.root.parent / "own model"
+    metrics, copied = study.read("reports/metrics.json"), study.root.parent / "own model"
     shutil.copytree(model, copied)
     study.edit(lambda raw: raw["models"]["toy"].update(path=str(copied)))
     assert study.ran("repro") == ["fetch"]  # it says the same
     assert study.ran("repro") == []
     toy.retrain(copied)
-    assert study.changed() == ["fetch"]
-    ran = study.ran("repro")
-    assert {"fetch", "calibrate", "quantize@fp32", "transcribe@fp32", "score@fp32", "compare"} <= {*ran}
+    again = study.ran("repro")
+    assert {"fetch", "calibrate", "quantize@fp32", "transcribe@fp32", "score@fp32", "compare"} <= {*again}
+    assert study.read("reports/metrics.json") != metrics
     assert study.ran("repro") == []
-    # Another model, and back.
+
+    # On another machine, or after the folder was lost, what was made of it stays.
+    shutil.rmtree(copied)
+    said = study.did("dvc", "repro")
+    assert f"model: {copied} is not here, so it is taken as it was" in said
+    assert ran(said) == []
     study.edit(lambda raw: raw["models"]["toy"].update(path=str(model)))
-    assert "fetch" in study.ran("repro")
-    toy.retrain(copied)
+    study.did("dvc", "repro")
+    assert study.read("reports/metrics.json") == metrics
     assert study.ran("repro") == []
+
+
+@pytest.mark.slow
+def test_without_a_folder_of_ones_own_nothing_is_watched(study: Study) -> None:
+    """Stages that always run would hide that nothing has changed."""
+    assert study.read("outside/watch.yaml") == "watch: [model, corpus, calibration]\n"
+
+    def choose(raw: Any) -> None:
+        raw["corpora"]["made"] = {"source": "generated", "splits": ["silence"], "limit": 1}
+        raw["corpus"] = "made"
+
+    study.edit(choose)
+    study.did("dvc", "repro", "prepare")
+    assert study.read("outside/watch.yaml") == "watch: [model, calibration]\n"
+    assert study.read("outside/corpus.json") == "null\n"
 
 
 @pytest.mark.slow

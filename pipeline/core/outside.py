@@ -1,15 +1,24 @@
 """Folders outside the project that models and corpora are taken from: where they are, and how DVC sees them change.
 
-dvc.yaml cannot name a folder that catalog.yaml does. So the stages depend on links in data/outside/, which git tracks:
-what reads such a folder points its link there, and DVC hashes what it leads to.
+dvc.yaml cannot name a folder that catalog.yaml does. So the stages that read one depend on a file in outside/, in which
+its state is noted; and while they read one, outside/watch.yaml makes DVC run a stage first that brings the note up to
+date. Git tracks these files; with neither model nor corpus of one's own, nothing is watched.
 """
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-LINKS = Path("data/outside")
-NOTHING = "nothing"
-"""The file that a link leads to where no folder is read."""
+from pipeline.core import files
+
+if TYPE_CHECKING:
+    from pipeline.core.params import Params
+
+NOTES = Path("outside")
+NAMES = ("model", "corpus", "calibration")
+"""What may be taken from a folder: what params.yaml calls so."""
 
 
 def locate(path: str) -> Path:
@@ -31,11 +40,34 @@ def there(folder: Path) -> bool:
         return False
 
 
-def watch(name: str, folder: Path | None) -> None:
-    """Let the link `name` lead to the folder, or to nothing."""
-    LINKS.mkdir(parents=True, exist_ok=True)
-    (LINKS / NOTHING).write_text("Links lead here where no folder outside the project is read.\n", encoding="utf-8")
-    partial = LINKS / f".{name}.partial"
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(NOTHING if folder is None else folder)
-    partial.replace(LINKS / name)
+def read(settings: "Params", name: str) -> list[Path]:
+    """Return the folders that are read for one of NAMES; none where it has another source.
+
+    Of a model, only the folder's own files are read, of a corpus all below its splits.
+    """
+    calibration, entry = settings.calibration, settings.models[settings.model]
+    if name == "model":
+        return [locate(str(entry.path))] if entry.source == "directory" else []
+    corpus = settings.corpora[settings.corpus if name == "corpus" else calibration.corpus]
+    splits = corpus.splits if name == "corpus" else [calibration.split]
+    return [locate(str(corpus.path)) / split for split in splits] if corpus.source == "directory" else []
+
+
+def state(name: str, folders: list[Path]) -> str | None:
+    """Return a digest of names, sizes and times of all files that may be read there; None where there is no folder."""
+    if not folders:
+        return None
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.iterdir() if name == "model" else folder.rglob("*")):
+            if path.is_file():
+                facts = path.stat()
+                digest.update(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def note(name: str, state: str | None) -> None:
+    """Note a state, and that it is to be watched; or that there is no folder."""
+    files.write_json(NOTES / f"{name}.json", state)
+    watched = [name for name in NAMES if (file := NOTES / f"{name}.json").exists() and json.loads(file.read_text())]
+    files.write_text(NOTES / "watch.yaml", f"watch: [{', '.join(watched)}]\n")

@@ -32,7 +32,7 @@ CANDIDATE = "candidate"
 BASELINE = "fp32"
 
 # DVC builds stage names and parameter paths from names: a dot or a slash would break its tracking silently.
-Name = Annotated[str, StringConstraints(strict=True, pattern="^[A-Za-z0-9-]+$", max_length=100)]
+Name = Annotated[str, StringConstraints(strict=True, pattern="^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=100)]
 Positive = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0)]
 Patterns = list[StrictStr]
@@ -162,7 +162,7 @@ class Scoring:
     """How transcripts become rates and intervals."""
 
     normalizer: Literal["english", "basic", "none"] = "english"
-    resamples: Annotated[StrictInt, Field(ge=1000)] = 10_000
+    resamples: Annotated[StrictInt, Field(ge=1000, le=1_000_000)] = 10_000
     seed: Seed = 0
 
 

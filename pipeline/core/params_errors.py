@@ -46,8 +46,10 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
         return f"{owner}: the name {given[:20]!r}... has over {context['max_length']} characters"
     if kind == "string_pattern_mismatch" or error["loc"][-1] == "[key]":
         if not isinstance(given, str):
-            return f'{owner}: the name {given} is no text; write "{given}" in quotes, or a word such as int{given}'
-        return f"{owner}: the name {shown} may hold only letters, digits and hyphens"
+            word = f", or a word such as int{given}" if type(given) is int else ""
+            return f'{owner}: the name {given} is no text; write "{given}" in quotes{word}'
+        begin = ", and begin with a letter or digit" if given.startswith("-") else ""
+        return f"{owner}: the name {shown} may hold only letters, digits and hyphens{begin}"
     if kind == "unexpected_keyword_argument":
         return f"{owner}: unknown key {path[-1]!r}{suggestion(path[-1], keys(_at(settings, path[:-1])))}"
     if kind == "missing":
@@ -56,6 +58,8 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
         return f"{place} is empty; give at least one"
     if kind == "greater_than_equal":
         return f"{place} is {given}, but at least {context['ge']} is needed"
+    if kind == "less_than_equal":
+        return f"{place} is {given}, but at most {context['le']} is possible"
     alike = [other for other in errors if other["loc"][:-1] == error["loc"][:-1]]  # of a union: one for each kind
     words = [other.get("ctx", {}).get("expected") or _WORDS.get(other["type"], "of another kind") for other in alike]
     return f"{place} is {shown}, but it must be {' or '.join(dict.fromkeys(words))}"

@@ -21,7 +21,11 @@ from pipeline.core.errors import UserError, is_disk_full
 JOBS_PID = "WHISPER_PTQ_JOBS_PID"
 """The process that runs several DVCs at once, if one does (`jobs`)."""
 
-_HELP = {"variant": "a key of `variants` in params.yaml, or `candidate`", "jobs": "how many run at once"}
+_HELP = {
+    "variant": "a key of `variants` in params.yaml, or `candidate`",
+    "jobs": "how many run at once",
+    "name": "model, corpus or calibration",
+}
 
 
 def run(main: Callable[..., None]) -> None:

@@ -184,6 +184,11 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
             for language in ("de", "auto")
         ),
         ({"decoding__task": "listen"}, "decoding: task is 'listen', but it must be 'transcribe' or 'translate'"),
+        ({"scoring__resamples": 10**10}, "scoring: resamples is 10000000000, but at most 1000000 is possible"),
+        (
+            {"variants__-x": {"backend": "hqq"}},
+            "variants: the name '-x' may hold only letters, digits and hyphens, and begin with a letter or digit",
+        ),
         ({"scoring__resamples": 10}, "scoring: resamples is 10, but at least 1000 is needed"),
         (
             {"scoring__normalizer": "german"},

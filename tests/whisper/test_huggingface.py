@@ -148,6 +148,17 @@ def test_a_contradicted_kind_of_model_is_one_sentence(end: int, told: bool) -> N
     )
 
 
+def test_weights_saved_without_a_head_are_read(tmp_project: Project, checkpoint: Path) -> None:
+    """Missing tensors, of a checkpoint that WhisperModel has saved: without the prefix `model.`"""
+    tensors = load_file(checkpoint / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, checkpoint / "model.safetensors", {"format": "pt"})
+    edit(checkpoint / "config.json", quantization_config=None)
+    use(tmp_project, checkpoint)
+    fetch.main()
+    assert load_file(BASELINE / "model.safetensors").keys() == tensors.keys()
+
+
 def test_ids_beyond_the_vocabulary_mean_nothing(tmp_project: Project, checkpoint: Path) -> None:
     """Index errors, of ids that are Transformers' defaults for Whisper's own vocabulary: it passes over them."""
     edit(checkpoint / "generation_config.json", suppress_tokens=[3, 50000], begin_suppress_tokens=[220, 50256])
@@ -226,7 +237,8 @@ def test_a_slow_tokenizer_alone_is_made_a_fast_one(tmp_project: Project, base: P
     vocabulary = decoding.Vocabulary.read(BASELINE, "de", "transcribe")
     assert vocabulary.prompt == decoding.Vocabulary.read(base, "de", "transcribe").prompt
     ids = Tokenizer.from_file(str(base / "tokenizer.json")).encode(" Grüße aus Köln", add_special_tokens=False).ids
-    assert vocabulary.text([*ids, vocabulary.end]) == " Grüße aus Köln"
+    assert vocabulary.text([vocabulary.prompt[0], *ids, 50363, vocabulary.end]) == " Grüße aus Köln"
+    assert vocabulary.control == decoding.Vocabulary.read(base, "de", "transcribe").control
 
 
 def pickled(folder: Path) -> None:
@@ -320,6 +332,10 @@ def half_sharded(folder: Path) -> None:
         (
             lambda folder: edit(folder / "config.json", model_type="wav2vec2"),
             "model 'mine': DIR holds a model of type 'wav2vec2', but only whisper is known",
+        ),
+        (
+            lambda folder: (folder / "preprocessor_config.json").mkdir() or (folder / "config.json").unlink(),
+            "model 'mine': DIR/config.json is missing; a Whisper checkpoint in Hugging Face's layout has it",
         ),
         (
             lambda folder: edit(folder / "config.json", quantization_config={}),

@@ -30,6 +30,9 @@ CHANNELS = range(1, 9)
 LOUDEST = 16
 """Times full scale; beyond it, samples were not scaled as floating point is."""
 
+CANCELLED = 0.01
+"""Power of the mean of channels, as a part of theirs, below which nobody would know what was said: 20 dB."""
+
 BLOCK = 1 << 16  # samples of each channel in memory at once
 
 
@@ -66,7 +69,7 @@ def check(name: str, data: bytes) -> Audio:
             if (file.format, file.subtype, resampled, mixed_down) == ("FLAC", "PCM_16", False, False):
                 flac, samples = data, sum(map(len, blocks))
             else:
-                flac, samples = _encode(map(_rounded, _converted(blocks, file.samplerate)))
+                flac, samples = _encode(map(_rounded, _converted(name, blocks, file.samplerate)))
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip(" .")
         raise UserError(f"{name}: the audio cannot be decoded, it is damaged or cut short ({reason})") from None
@@ -106,11 +109,24 @@ def _blocks(name: str, data: bytes, file: Any) -> "Iterator[NDArray[np.float32]]
         raise UserError(f"{name}: the audio is damaged, its samples do not match the checksum in the FLAC file")
 
 
-def _converted(blocks: "Iterable[NDArray[np.float32]]", rate: int) -> "Iterator[NDArray[np.float32]]":
+def _mixed(name: str, blocks: "Iterable[NDArray[np.float32]]") -> "Iterator[NDArray[np.float32]]":
+    """Yield the mean of the channels; raise UserError where they cancel each other, as one wired the wrong way does."""
+    import numpy as np
+
+    apart = together = 0.0
+    for block in blocks:
+        mono = block.mean(axis=1, dtype=np.float32)
+        apart, together = apart + float(np.square(block).mean(axis=1).sum()), together + float(np.square(mono).sum())
+        yield mono
+    if together < CANCELLED * apart:
+        raise UserError(f"{name}: its channels cancel each other, one of them is inverted; keep one of them")
+
+
+def _converted(name: str, blocks: "Iterable[NDArray[np.float32]]", rate: int) -> "Iterator[NDArray[np.float32]]":
     """Yield the mean of the channels, RATE samples a second."""
     import numpy as np
 
-    mono = (block.mean(axis=1, dtype=np.float32) for block in blocks)
+    mono = _mixed(name, blocks)
     if rate == RATE:
         yield from mono
         return

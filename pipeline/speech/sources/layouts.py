@@ -22,7 +22,7 @@ from pipeline.speech import corpus
 
 T = TypeVar("T")
 
-_AUDIO = r"(?i:\.flac|\.wav|\.mp3|\.ogg)"
+_AUDIO = r"(?i:\.flac|\.wav|\.mp3|\.ogg|\.opus)"
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def sphinx(where: str, archives: list[Path], folder: str, split: str) -> dict[st
     """List a split laid out as CMU Sphinx does: `<folder>/<split>/[*.]fileids`, `[*.]transcription` and `<id>.wav`.
 
     Lines of the transcription are `<s> text </s> (id)`. The speaker is what precedes the last hyphen or underscore
-    of the id, else the split's name. Audio may also end in .flac, .mp3 or .ogg.
+    of the id, else the split's name. Audio may also end in .flac, .mp3, .ogg or .opus.
     """
     inside = rf"(?:[^/]+\.)?(?P<kind>fileids|transcription)|(?P<stem>[^/]+){_AUDIO}"
     pattern = re.compile(rf"{re.escape(folder.strip('/'))}/(?P<split>[^/]+)/(?:{inside})")

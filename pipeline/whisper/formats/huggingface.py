@@ -1,5 +1,7 @@
 """Read, check and write Whisper checkpoints in Hugging Face's layout: safetensors, config.json, tokenizer.json."""
 
+import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +27,8 @@ def read_json(where: str, path: Path) -> dict[str, Any]:
         return parse(f"{where}: {path}", path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{where}: {path} is missing; a Whisper checkpoint in Hugging Face's layout has it") from None
+    except OSError as error:
+        raise UserError(f"{where}: {path} cannot be read ({error.strerror})") from None
 
 
 def parse(what: str, data: bytes) -> dict[str, Any]:
@@ -58,6 +62,8 @@ def read_tensors(where: str, folder: Path) -> "dict[str, torch.Tensor]":
             raise UserError(f"{where}: {path} is missing, though the index of the weights names it") from None
         except (SafetensorError, OSError, ValueError) as error:  # the latter of names that no file has
             raise UserError(f"{where}: {path} is no whole safetensors file ({error})") from None
+    if not any(name.startswith("model.") for name in tensors):  # those of Transformers' WhisperModel, without a head
+        tensors = {name if name == "proj_out.weight" else f"model.{name}": tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -89,7 +95,7 @@ def normalize(where: str, source: Path, target: Path) -> int:
     if config.get("model_type") != "whisper":
         kind = repr(config.get("model_type"))
         raise UserError(f"{where}: {source} holds a model of type {kind}, but only whisper is known")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise UserError(f"{where}: {source} is quantized already; a baseline has its full weights")
     tensors = read_tensors(where, source)
     tensors = _head(where, config, tensors)
@@ -139,7 +145,10 @@ def _tokenizer(where: str, source: Path) -> bytes:
         except Exception as error:  # of many kinds
             reason = " ".join(str(error).split())
             raise UserError(f"{where}: no tokenizer can be made of vocab.json and merges.txt ({reason})") from None
-        return (Path(folder) / "tokenizer.json").read_bytes()
+        made = json.loads((Path(folder) / "tokenizer.json").read_bytes())
+    for token in made["added_tokens"]:  # a slow tokenizer does not say which of them are special; timestamps are not
+        token["special"] = re.fullmatch(r"<\|[^\d|][^|]*\|>", token["content"]) is not None
+    return json.dumps(made, ensure_ascii=False).encode()
 
 
 def write(

@@ -80,6 +80,17 @@ def test_what_16_bit_can_hold_comes_through_sample_by_sample(data: bytes, expect
     np.testing.assert_array_equal(decoded(data), expected)
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_channels_that_cancel_each_other_are_one_sentence(rate: int) -> None:
+    """Stereo with one channel wired the wrong way: mixed down, it is silence."""
+    data = encode(np.stack([tone(rate), -tone(rate)], axis=1), "WAV", rate)
+    with pytest.raises(UserError) as error:
+        audio.check("a", data)
+    assert str(error.value) == "a: its channels cancel each other, one of them is inverted; keep one of them"
+    apart = np.random.default_rng(0).normal(0, 0.1, (rate, 2))
+    assert audio.check("a", encode(apart, "WAV", rate)).mixed_down
+
+
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(

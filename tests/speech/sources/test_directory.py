@@ -67,7 +67,13 @@ def test_a_missing_split_is_one_sentence(tree: Path, tmp_path: Path) -> None:
 def test_every_kind_of_audio_is_packed_and_nothing_hidden(tree: Path, tmp_path: Path) -> None:
     """Folders copied from a Mac or a recorder: .WAV beside .flac, ._files and .folders among them."""
     chapter = tree / "test-clean/61/70968"
-    for name in ("61-70968-0001.WAV", "61-70968-0002.mp3", "61-70968-0003.Ogg", "61-70968.TRANS.TXT"):
+    for name in (
+        "61-70968-0001.WAV",
+        "61-70968-0002.mp3",
+        "61-70968-0003.Ogg",
+        "61-70968-0004.opus",
+        "61-70968.TRANS.TXT",
+    ):
         (chapter / name).write_bytes(b"wanted")
     for name in ("._61-70968-0000.flac", "._61-70968.trans.txt", ".Trashes/a/61-70968-0009.wav", "cover.jpg"):
         (chapter / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +85,7 @@ def test_every_kind_of_audio_is_packed_and_nothing_hidden(tree: Path, tmp_path: 
             "61-70968-0001.WAV",
             "61-70968-0002.mp3",
             "61-70968-0003.Ogg",
+            "61-70968-0004.opus",
             "61-70968.TRANS.TXT",
             "61-70968.trans.txt",
         ]
