@@ -162,6 +162,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> "Study":
 
     made = study.make(tmp_path_factory.mktemp("finished"))
     made.did("dvc", "repro")
+    made.did("dvc", "repro", "fetch", "download")  # from now on its folders are watched
     made.commit("Run")
     return made
 

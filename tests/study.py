@@ -93,6 +93,11 @@ class Study:
             kept = {key: value for key, value in merged.items() if (key in raws[1]) == (raw is raws[1])}
             YAML(typ="safe").dump(kept, self.root / name)
 
+    def unwatch(self) -> None:
+        """Let DVC run no stage that looks for changes of the folders: as it is with models and corpora of packages."""
+        (self.root / "outside/watch.yaml").write_text("watch: []\n", encoding="utf-8")
+        self.commit("Watch nothing")
+
     def append(self, name: str, text: str) -> None:
         """Add text at the end of a file."""
         with (self.root / name).open("a", encoding="utf-8") as file:

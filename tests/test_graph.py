@@ -217,9 +217,11 @@ def test_run_makes_every_result_and_a_second_one_nothing(study: Study) -> None:
         assert list(variant["test"]) == ["wer", "wer_low", "wer_high", "wer_delta", "wer_delta_low", "wer_delta_high"]
     assert sorted(table(study)) == sorted((name, "test") for name in metrics)
     assert study.left() == []
-    again = study.did("dvc", "repro")
-    assert ran(again) == []
-    assert again.endswith("Data and pipelines are up to date.\n")
+    assert study.ran("repro") == []
+    assert study.changed() == []
+    assert study.did("git", "status", "--porcelain") == ""
+    study.unwatch()
+    assert study.did("dvc", "repro").endswith("Data and pipelines are up to date.\n")
     assert study.did("dvc", "status") == "Data and pipelines are up to date.\n"
     assert study.did("git", "status", "--porcelain") == ""
 
