@@ -26,7 +26,8 @@ def test_every_stage_of_a_variant_is_in_its_job() -> None:
     assert list(found) == [*settings.variants, "candidate", "other protocols"]
     assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4"]
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    names = [f"{name}@{variant}" for name in stages for variant in settings.variants if "foreach" in stages[name]]
+    each = [name for name in stages if stages[name].get("foreach") == "${variants}"]
+    names = [f"{name}@{variant}" for name in each for variant in settings.variants]
     names += [name for name in stages if "foreach" not in stages[name]]
     last = {"download", "prepare", "fetch", "calibrate", "quantize@fp32", "compare", "plot"}
     assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - last)
