@@ -71,6 +71,7 @@ def test_ctrl_c_ends_at_once_with_one_line(
     """DVC adds a line of its own, with the status of its shell: dash dies of Ctrl-C, too, bash has become the stage."""
     made, watch = whole
     made = made.copy(tmp_path / "study")
+    made.unwatch()  # no other stage runs before it
     at_work, said, seconds = scale.cut_short(made, stage, share * watch.seconds()[stage], scale.interrupt, shell)
     if at_work and "MB" not in said and "RTFx" not in said:  # which is how these two tell that they are done
         lines = said[said.index("> python -m") :].splitlines()[1:]
