@@ -20,7 +20,7 @@ import pandas as pd
 from packaging.utils import canonicalize_name
 
 from pipeline import compare, score
-from pipeline.core import files, params, stage
+from pipeline.core import files, outside, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
 from pipeline.results import figures, page, tables, wer
@@ -29,7 +29,7 @@ from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS
 
 STUDIES = Path("studies")
 OPTIONAL = (PROTOCOL, ENGINES)  # tables that a study has where they were measured
-CHANGED_BY_RUNS = ("params.yaml", "catalog.yaml", "dvc.lock", "reports", "studies")
+CHANGED_BY_RUNS = ("params.yaml", "catalog.yaml", "dvc.lock", "outside", "reports", "studies")
 """Files that experiments and studies change themselves: whatever else differs from the commit is code."""
 
 
@@ -90,7 +90,9 @@ def check_up_to_date() -> None:
     )
     if status.returncode:
         raise UserError(f"'dvc status' fails: {' '.join(status.stderr.split())}")
-    stale = list(json.loads(status.stdout))
+    # Stages that look for changes of folders always run, and DVC tells no more of them.
+    stale = [stage for stage in json.loads(status.stdout) if not stage.startswith("watch@")]
+    stale += [f"watch@{name}" for name in outside.changed(params.read())]
     if stale:
         which = f"{len(stale)} stages, such as {stale[0]!r}, are" if len(stale) > 1 else f"stage {stale[0]!r} is"
         raise UserError(f"{which} not up to date; run 'dvc repro' first")

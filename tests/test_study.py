@@ -269,6 +269,11 @@ def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
         "utterances.txt",
     ]
     assert whole.changed() == []
+    added = Path(whole.catalog["models"]["toy"]["path"]) / "new.json"
+    added.touch()
+    failed = whole.run("python", "-m", "pipeline.study", "toy")
+    added.unlink()
+    assert failed.stdout == "study: stage 'watch@model' is not up to date; run 'dvc repro' first\n"
     whole.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=32))
     failed = whole.run("python", "-m", "pipeline.study", "toy")
     assert re.fullmatch(r"study: \d stages, such as '.+', are not up to date; run 'dvc repro' first\n", failed.stdout)

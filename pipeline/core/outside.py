@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import files
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.core.params import Params
@@ -54,16 +55,33 @@ def read(settings: "Params", name: str) -> list[Path]:
 
 
 def state(name: str, folders: list[Path]) -> str | None:
-    """Return a digest of names, sizes and times of all files that may be read there; None where there is no folder."""
+    """Return a digest of names, sizes and times of all files that may be read there; None where there is no folder.
+
+    Raises UserError where they cannot be read.
+    """
     if not folders:
         return None
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.iterdir() if name == "model" else folder.rglob("*")):
-            if path.is_file():
-                facts = path.stat()
-                digest.update(f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    try:
+        for folder in folders:
+            for path in sorted(folder.iterdir() if name == "model" else folder.rglob("*")):
+                if path.is_file():
+                    facts = path.stat()
+                    digest.update(os.fsencode(path.relative_to(folder)))
+                    digest.update(f"\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def changed(settings: "Params") -> list[str]:
+    """Name those whose folders are on this machine, and not as they were noted."""
+    folders = {name: read(settings, name) for name in NAMES}
+    return [
+        name
+        for name, found in folders.items()
+        if all(map(there, found)) and state(name, found) != json.loads((NOTES / f"{name}.json").read_text())
+    ]
 
 
 def note(name: str, state: str | None) -> None:

@@ -34,6 +34,7 @@ def test_the_state_is_of_names_sizes_and_times(tmp_path: Path) -> None:
         change()
         assert outside.state("model", [tmp_path]) != before
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff")).touch()
     assert outside.state("model", [tmp_path])
 
 
