@@ -77,15 +77,15 @@ def state(name: str, folders: list[Path]) -> str | None:
 def changed(settings: "Params") -> list[str]:
     """Name those whose folders are on this machine, and not as they were noted."""
     folders = {name: read(settings, name) for name in NAMES}
-    return [
-        name
-        for name, found in folders.items()
-        if all(map(there, found)) and state(name, found) != json.loads((NOTES / f"{name}.json").read_text())
-    ]
+    return [name for name, found in folders.items() if all(map(there, found)) and state(name, found) != _noted(name)]
 
 
 def note(name: str, state: str | None) -> None:
     """Note a state, and that it is to be watched; or that there is no folder."""
     files.write_json(NOTES / f"{name}.json", state)
-    watched = [name for name in NAMES if (file := NOTES / f"{name}.json").exists() and json.loads(file.read_text())]
-    files.write_text(NOTES / "watch.yaml", f"watch: [{', '.join(watched)}]\n")
+    files.write_text(NOTES / "watch.yaml", f"watch: [{', '.join(filter(_noted, NAMES))}]\n")
+
+
+def _noted(name: str) -> str | None:
+    file = NOTES / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
