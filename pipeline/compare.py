@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pipeline.core import files, params, pieces, stage
 from pipeline.core.errors import UserError
-from pipeline.results import comparison, tables
+from pipeline.results import agreement, comparison, tables
 
 SCORES = Path("reports/scores")
+AGREEMENT = Path("reports/agreement")
 TIMINGS = Path("reports/timings")
 METRICS = Path("reports/metrics.json")
 CANDIDATE = Path("reports/candidate.json")
@@ -28,26 +29,30 @@ def read(path: Path, maker: str) -> comparison.Json:
 
 
 def main() -> None:
-    """Read scores and timings of the variants in params.yaml; write metrics.json, candidate.json and results.csv."""
+    """Read what is known of the variants in params.yaml; write metrics.json, candidate.json and results.csv."""
     settings = params.read()
     scoring, names = settings.scoring, settings.names
     sweep(names)
     scores = {name: read(SCORES / f"{name}.json", "score") for name in names}
     comparison.check_same(scores)
+    agreements = {name: read(AGREEMENT / f"{name}.json", "agree") for name in names}
+    agreement.check_same(agreements, scores)
     timings = {name: read(TIMINGS / f"{name}.json", "transcribe") for name in names}
-    table = [tables.rounded(row) for row in comparison.rows(scores, timings, scoring.resamples, scoring.seed)]
+    rows = comparison.rows(scores, agreements, timings, scoring.resamples, scoring.seed)
+    table = [tables.rounded(row) for row in rows]
     files.write_json(METRICS, comparison.metrics(table))
     files.write_json(CANDIDATE, comparison.candidate(table))
     files.write_text(tables.RESULTS, tables.to_csv(table))
 
 
 def sweep(names: Sequence[str]) -> None:
-    """Remove the scores and timings that dropped variants left, and pieces of what is finished and recorded by now.
+    """Remove what dropped variants left in the folders read, and pieces of what is finished and recorded by now.
 
     DVC leaves the former, and hashes them with the folders: dvc.lock would then not fit the clone that never had them.
     """
-    pieces.remove_finished(Path("reports"))
-    for folder in (SCORES, TIMINGS):
+    for root in ("data", "reports"):
+        pieces.remove_finished(Path(root))
+    for folder in (SCORES, AGREEMENT, TIMINGS):
         for file in folder.glob("*.json"):
             if file.stem not in names:
                 files.remove(file)

@@ -1,19 +1,25 @@
-"""Draw the results as figures: word error rate against size, and each variant's difference to fp32."""
+"""Draw the results as figures: word error rate against size, differences to fp32, each layer's weight."""
 
 from pipeline.core import files, stage
 from pipeline.results import figures, tables
 
 
 def main() -> None:
-    """Read reports/results.csv alone; write reports/figures/wer_vs_size.png and wer.png."""
+    """Read reports/results.csv and sensitivity.csv alone; write reports/figures/.
+
+    Earlier studies have no sensitivity.csv: their tables give the figures that they have.
+    """
     from matplotlib import style
 
     results = tables.read(tables.RESULTS)
     with style.context(["default", figures.STYLE]):
-        for name, draw in (("wer_vs_size.png", figures.wer_vs_size), ("wer.png", figures.differences)):
+        drawn = {"wer_vs_size.png": figures.wer_vs_size(results), "wer.png": figures.differences(results)}
+        if tables.SENSITIVITY.exists():
+            drawn["sensitivity.png"] = figures.sensitivity(tables.read(tables.SENSITIVITY))
+        for name, figure in drawn.items():
             with files.aside(figures.FIGURES / name) as partial:
                 # Without the version of matplotlib the same table gives the same bytes.
-                draw(results).savefig(partial, format="png", metadata={"Software": None})
+                figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 if __name__ == "__main__":

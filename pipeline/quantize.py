@@ -1,8 +1,10 @@
 """Quantize the baseline as one variant says, and save the checkpoint."""
 
+import dataclasses
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core import stage
 from pipeline.core.errors import UserError, naming, suggestion
@@ -10,6 +12,8 @@ from pipeline.core.errors import UserError, naming, suggestion
 if TYPE_CHECKING:
     import torch
 
+    from pipeline import backends
+    from pipeline.core.params import Variant
     from pipeline.whisper.network import Whisper
 
 
@@ -19,39 +23,113 @@ def main(variant: str) -> None:
     from pipeline.core import params
 
     settings = params.read().variant(variant)
-    backend = backends.get(settings.backend)
     with naming(variant):
-        settings = backend.supports(settings)
+        backends.check(settings)
 
-    import torch
     from tqdm import tqdm
 
-    from pipeline.whisper import BASELINE, calibration, checkpoint, weights
+    from pipeline.whisper import BASELINE, calibration, weights
 
     model = weights.load(BASELINE)
-    heard = calibration.ids() if settings.activations == "static" else []
+    learns = settings.activations == "static" or settings.backend in ("gptq", "mixed")
+    heard = calibration.ids() if learns else []
 
     def calibrate(watched: "Whisper") -> None:
+        import torch
+
         with torch.no_grad():
             for pair in tqdm(calibration.read(), total=len(heard), unit="utt", desc="calibration", disable=None):
                 watched(*pair)
 
     folder = Path("models") / variant
     with naming(variant):
-        chosen = select(model, settings.include, settings.exclude) if settings.backend != "none" else []
-        layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator]
-        made = backend.quantize(model, chosen, settings, calibrate)
-        unchanged = [layer for layer in layers if type(model.get_submodule(layer)) is torch.nn.Linear]
-        if unchanged:
-            raise UserError(
-                f"{settings.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
-                f"the first is {unchanged[0]}; put them in exclude"
-            )
-        manifest = checkpoint.save(
-            lambda partial: backend.save(model, made, partial), made, layers, heard, BASELINE, folder
-        )
+        made, layers = quantize(model, settings, calibrate)
+        manifest = save(model, made, layers, heard, BASELINE, folder)
     size = manifest["bytes"]["total"] / 1e6
     print(f"{folder}: {len(layers)} layers quantized by {settings.backend}, {size:.1f} MB")
+
+
+def quantize(
+    model: "Whisper", settings: "Variant", calibrate: "backends.Calibrate"
+) -> "tuple[Variant, dict[str, int]]":
+    """Quantize a model in place, as settings say that `backends.check` has let through.
+
+    Returns the variant as the library made it, and the quantized layers with their numbers of weights. Raises UserError
+    where a layer does not fit, or was left as it is.
+    """
+    from pipeline import backends
+    from pipeline.whisper import packing
+
+    backend = backends.get(settings.backend)
+    made = backend.supports(settings)
+    chosen = select(model, settings.include, settings.exclude) if settings.backend != "none" else []
+    tied = model.tied
+    if settings.embedding and tied and "proj_out" in chosen:
+        raise UserError("embedding: proj_out is tied to the token embedding and quantized with it; put it in exclude")
+    for rule in settings.layers:
+        if not fnmatch.filter(chosen, rule.rpartition("=")[0]):
+            raise UserError(f"layers: {rule!r} matches no layer that is quantized{suggestion(rule, chosen[:1])}")
+    layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator]
+    for bits in dict.fromkeys(map(settings.bits_of, chosen)):
+        alike = [layer for layer in chosen if settings.bits_of(layer) == bits]
+        filled = backend.supports(dataclasses.replace(settings, bits=bits))  # a library's defaults follow the bits
+        made = backend.quantize(model, alike, filled, calibrate)
+    if tied and "proj_out" not in chosen:
+        model.tie()  # where the backend has rounded the embedding
+    packed = packing.attached(model)
+    unchanged = [name for name in chosen if name not in packed and _is_plain(model.get_submodule(name))]
+    if unchanged:
+        raise UserError(
+            f"{settings.backend} left {len(unchanged)} of {len(layers)} layers as they were, "
+            f"the first is {unchanged[0]}; put them in exclude"
+        )
+    _rest(model, settings, chosen)
+    layers |= {name: each.codes.numel() for name, each in packing.attached(model).items()}
+    return dataclasses.replace(made, bits=settings.bits), layers
+
+
+def save(
+    model: "Whisper", made: "Variant", layers: dict[str, int], heard: list[str], baseline: Path, folder: Path
+) -> dict[str, Any]:
+    """Write a checkpoint of what `quantize` has made, whole or not at all; return its manifest."""
+    from pipeline import backends
+    from pipeline.whisper import checkpoint, packing
+
+    def write(partial: Path) -> None:
+        backends.get(made.backend).save(model, made, partial)
+        packing.shrink(partial, packing.attached(model), made.rest)
+
+    return checkpoint.save(write, made, layers, heard, baseline, folder)
+
+
+def _rest(model: "Whisper", settings: "Variant", chosen: Sequence[str]) -> None:
+    """Round what no library takes: the token embedding, with the head that is tied to it, and the convolutions."""
+    import torch
+
+    from pipeline.whisper import packing, rounding
+
+    decoder, encoder = model.model.decoder, model.model.encoder
+    wanted = [
+        (encoder.conv1, settings.conv),
+        (encoder.conv2, settings.conv),
+        (decoder.embed_tokens, settings.embedding),
+    ]
+    tied = model.tied
+    if not tied and "proj_out" not in chosen:
+        wanted.append((model.proj_out, settings.embedding))
+    for module, bits in wanted:
+        if bits and not hasattr(module, "packed"):
+            assert isinstance(module.weight, torch.Tensor)
+            packing.attach(module, rounding.nearest(module.weight, bits))
+    if tied:
+        model.tie()
+
+
+def _is_plain(module: "torch.nn.Module") -> bool:
+    import torch
+
+    # torchao leaves the module and changes its weight.
+    return type(module) is torch.nn.Linear and type(module.weight) is torch.nn.Parameter
 
 
 def select(model: "torch.nn.Module", include: list[str], exclude: list[str]) -> list[str]:

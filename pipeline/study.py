@@ -25,10 +25,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
 from pipeline.results import figures, page, tables, wer
 from pipeline.results.findings import ENVIRONMENT
-from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS
+from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS, SENSITIVITY
 
 STUDIES = Path("studies")
-OPTIONAL = (PROTOCOL, ENGINES)  # tables that a study has where they were measured
+OPTIONAL = (PROTOCOL, ENGINES, SENSITIVITY)  # tables that a study has where they were measured
 CHANGED_BY_RUNS = ("params.yaml", "catalog.yaml", "dvc.lock", "outside", "reports", "studies")
 """Files that experiments and studies change themselves: whatever else differs from the commit is code."""
 
@@ -75,7 +75,8 @@ def check_engines(model: str, engines: pd.DataFrame) -> None:
 def check_versions(here: Mapping[str, str], results: pd.DataFrame) -> None:
     """Raise UserError where the results were made with other versions than the installed ones, given by name."""
     for package in tables.LIBRARIES:
-        for variant, made in zip(results.variant, results[f"versions_{package}"], strict=True):
+        # Results of before a library came have no version of it, and are not up to date.
+        for variant, made in zip(results.variant, results.get(f"versions_{package}", []), strict=False):
             if made != here[package]:
                 raise UserError(
                     f"{RESULTS}: {variant!r} was measured with {package} {made}, but {here[package]} is "

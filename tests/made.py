@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core.params import Variant
 from pipeline.results import tables
+from pipeline.sensitivity import place
 from tests.conftest import ROOT, Project, results_csv
 
 Row = dict[str, Any]
@@ -80,6 +81,19 @@ def timings(variant: Variant, total: int, split_utterances: dict[str, int]) -> d
     }
 
 
+def sensitivity(encoder: int = 2, decoder: int = 2, kl: float = 0.0004) -> str:
+    """Return sensitivity.csv of so many layers: from one to the next, `kl` doubles."""
+    sides = [("encoder", encoder, ("self_attn",)), ("decoder", decoder, ("self_attn", "encoder_attn"))]
+    names = [
+        f"model.{part}.layers.{number}.{name}"
+        for part, layers, attentions in sides
+        for number in range(layers)
+        for name in (*(f"{of}.{last}_proj" for of in attentions for last in ("q", "k", "v", "out")), "fc1", "fc2")
+    ]
+    lines = [{"layer": name, **place(name), "weights": 4096} for name in (*names, "proj_out")]
+    return tables.to_csv([line | {"kl_4bit": kl * 2 ** (line["number"] or 0)} for line in lines])
+
+
 def frame(*rows: Row) -> DataFrame:
     """Return results.csv of these rows, read."""
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +152,13 @@ whisper-ptq fp32,4.1,1.0,0,48,310.4,16,2,3,A processor
 ctranslate2 int8,9.02,0.4545,3,48,310.4,16,2,3,A processor
 """
 
-PACKAGES = {"torch": "2.13.0+cpu", "optimum-quanto": "0.2.7", "hqq": "0.2.8", "bitsandbytes": "0.50.2"}
+PACKAGES = {
+    "torch": "2.13.0+cpu",
+    "optimum-quanto": "0.2.7",
+    "hqq": "0.2.8",
+    "bitsandbytes": "0.50.2",
+    "torchao": "0.18.0",
+}
 PYTHON = "3.11.7"
 
 

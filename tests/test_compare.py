@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import compare
 from pipeline.core.errors import UserError
-from tests.results.test_comparison import scores, timings
+from tests.results.test_comparison import agreements, scores, timings
 
 PARAMS = """
 model: tiny
@@ -30,17 +30,21 @@ corpora:
 
 
 def study(folder: Path, **wrong: list[int]) -> None:
-    """Write params.yaml, scores and timings; a name's underscores stand for hyphens."""
+    """Write params.yaml, scores, agreement and timings; a name's underscores stand for hyphens."""
     (folder / "params.yaml").write_text(PARAMS)
     (folder / "catalog.yaml").write_text(CATALOG)
     (folder / "reports/scores").mkdir(parents=True)
     (folder / "reports/timings").mkdir(parents=True)
+    (folder / "reports/agreement").mkdir(parents=True)
     for name, total, variant in (
         ("fp32", 150_000_000, {"backend": "none", "bits": 32, "group_size": None, "exclude": []}),
         ("hqq-int4", 90_000_000, {"backend": "hqq", "bits": 4, "group_size": 64, "exclude": ["a", "b*"]}),
         ("candidate", 100_000_000, {"backend": "quanto", "bits": 8, "group_size": None, "exclude": []}),
     ):
-        (folder / f"reports/scores/{name}.json").write_text(json.dumps(scores(*wrong[name.replace("-", "_")])))
+        scored = scores(*wrong[name.replace("-", "_")])
+        agreed = agreements(scored) if name == "fp32" else agreements(scored, kl=0.00712345, flips=1)
+        (folder / f"reports/scores/{name}.json").write_text(json.dumps(scored))
+        (folder / f"reports/agreement/{name}.json").write_text(json.dumps(agreed))
         (folder / f"reports/timings/{name}.json").write_text(json.dumps(timings(total, **variant)))
 
 
@@ -60,6 +64,8 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
                 "wer_delta": 0.0,
                 "wer_delta_low": 0.0,
                 "wer_delta_high": 0.0,
+                "kl": 0.0,
+                "flips": 0.0,
             },
         },
         "hqq-int4": {
@@ -72,6 +78,8 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
                 "wer_delta": 10.0,
                 "wer_delta_low": 10.0,
                 "wer_delta_high": 10.0,
+                "kl": 0.000712,
+                "flips": 10.0,
             },
         },
         "candidate": {
@@ -84,12 +92,14 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
                 "wer_delta": 0.0,
                 "wer_delta_low": 0.0,
                 "wer_delta_high": 0.0,
+                "kl": 0.000712,
+                "flips": 10.0,
             },
         },
     }
     assert json.loads(Path("reports/candidate.json").read_text()) == {
         "size_mb": 100.0,
-        "clean": {"wer": 10.0, "vs_fp32": "+0.00 [+0.00, +0.00]"},
+        "clean": {"wer": 10.0, "vs_fp32": "+0.00 [+0.00, +0.00]", "kl": 0.000712},
     }
     with Path("reports/results.csv").open(newline="") as file:
         baseline, variant, candidate = csv.DictReader(file)
@@ -138,6 +148,15 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "smallest_detectable": "7.0",  # words of a hundred: 2 / 2^7 is below 0.05 / 2, 2 / 2^6 is not
         "mapsswe_z": "3.162",  # ten segments that all differ by one: sqrt(10)
         "mapsswe_p": "0.001565",
+        "tokens": "10",
+        "kl": "0.000712",
+        "kl_p99": "0.007123",
+        "flips": "10.0",
+        "log_likelihood": "-0.007123",
+        "kl_low": "0.000712",  # every utterance has the same
+        "kl_high": "0.000712",
+        "flips_low": "10.0",
+        "flips_high": "10.0",
         "size_mb": "90.0",
         "size_reduction": "40.0",
         "size_reduction_fp16": "-20.0",
@@ -159,6 +178,32 @@ def test_a_dropped_variant_disappears(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     compare.main()
     assert list(json.loads(Path("reports/metrics.json").read_text())) == ["fp32", "candidate"]
+
+
+def test_what_dropped_variants_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(tmp_path, fp32=[1, 1], hqq_int4=[2, 2], candidate=[1, 1])
+    monkeypatch.chdir(tmp_path)
+    compare.sweep(["fp32", "candidate"])
+    assert {path.stem for path in Path("reports").glob("*/*.json")} == {"fp32", "candidate"}
+    assert len(list(Path("reports").glob("*/*.json"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"reports/agreement/hqq-int4.json is not here; run 'dvc repro', or 'python -m pipeline.agree hqq-int4'"),
+        ("[]", r"reports/agreement/hqq-int4.json is no JSON object; run 'python -m pipeline.agree hqq-int4' again"),
+    ],
+)
+def test_a_missing_or_odd_agreement_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    study(tmp_path, fp32=[1, 1], hqq_int4=[2, 2], candidate=[1, 1])
+    monkeypatch.chdir(tmp_path)
+    path = Path("reports/agreement/hqq-int4.json")
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        compare.main()
 
 
 @pytest.mark.parametrize(

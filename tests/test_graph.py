@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import outside
 from tests import toy
-from tests.conftest import ROOT, Packages
+from tests.conftest import ROOT, Packages, encode, noise
 from tests.study import VARIANTS, Study, ran
 
 FILES = {name: YAML(typ="safe").load(ROOT / name) for name in ("dvc.yaml", "params.yaml", "catalog.yaml")}
@@ -45,8 +46,11 @@ def room(file: str) -> str:
 
 
 @cache
-def imports(file: str) -> frozenset[str]:
-    """Return the files of the project that a file imports when it runs, those inside of functions included."""
+def imports(file: str, quantizing: bool = True) -> frozenset[str]:
+    """Return the files of the project that a file imports when it runs, those inside of functions included.
+
+    Without `quantizing` those inside a function `quantize` are not: a backend's runs in the stage quantize alone.
+    """
     found: set[str] = set()
 
     def add(name: str) -> bool:
@@ -56,6 +60,8 @@ def imports(file: str) -> frozenset[str]:
         return bool(hits)
 
     def walk(node: ast.AST) -> None:
+        if not quantizing and isinstance(node, ast.FunctionDef) and node.name == "quantize":
+            return
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             children = node.orelse
         else:
@@ -154,21 +160,37 @@ def deciding(stage: str, backend: str) -> set[str]:
     while waiting:
         file = waiting.pop()
         reached.add(file)
-        waiting |= {other for other in imports(file) if room(other) != "core"} - reached
+        quantizing = stage.startswith("quantize") or not file.startswith("pipeline/backends/")
+        waiting |= {other for other in imports(file, quantizing) if room(other) != "core"} - reached
     return {file for file in reached if not file.endswith("/__init__.py") or "/sources/" in file}
 
 
 def test_code_that_decides_is_declared() -> None:
-    """A module that a stage imports and does not declare could change its output without a rerun."""
-    wrong = {}
+    """A module that a stage imports and does not declare could change its output without a rerun.
+
+    What is declared is imported for one variant at least: dvc.yaml has one list for all.
+    """
+    wrong: dict[str, list[str]] = {}
+    needed_by: defaultdict[str, set[str]] = defaultdict(set)
+    declared_by: defaultdict[str, set[str]] = defaultdict(set)
     for stage, backend, entry in resolved():
         needed = deciding(stage, backend)
         declared = {dep for dep in entry["deps"] if dep.startswith("pipeline/")}
-        covered = {file for file in needed for dep in declared if file == dep or file.startswith(f"{dep}/")}
-        idle = {dep for dep in declared if not any(file == dep or file.startswith(f"{dep}/") for file in needed)}
-        if needed - covered or idle:
-            wrong[stage] = {"not declared": sorted(needed - covered), "not imported": sorted(idle)}
+        if missing := {
+            file for file in needed if not any(file == dep or file.startswith(f"{dep}/") for dep in declared)
+        }:
+            wrong[stage] = sorted(missing)
+        needed_by[module(stage)] |= needed
+        declared_by[module(stage)] |= declared
     assert wrong == {}
+    needed_by[module("learn")].add("pipeline/backends/*")  # it asks each backend, by name, what it learns
+    idle = {
+        (file, dep)
+        for file, declared in declared_by.items()
+        for dep in declared
+        if not any(need == dep or need.startswith(f"{dep}/") for need in needed_by[file])
+    }
+    assert idle == set()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -214,7 +236,10 @@ def test_run_makes_every_result_and_a_second_one_nothing(study: Study) -> None:
     assert sorted(metrics) == sorted([*VARIANTS, "candidate"])
     for variant in metrics.values():
         assert list(variant) == ["size_mb", "size_reduction", "test"]
-        assert list(variant["test"]) == ["wer", "wer_low", "wer_high", "wer_delta", "wer_delta_low", "wer_delta_high"]
+        rates = ["wer", "wer_low", "wer_high", "wer_delta", "wer_delta_low", "wer_delta_high"]
+        assert list(variant["test"]) == [*rates, "kl", "flips"]
+    assert (metrics["fp32"]["test"]["kl"], metrics["fp32"]["test"]["flips"]) == (0.0, 0.0)
+    assert metrics["hqq-int4"]["test"]["kl"] > metrics["candidate"]["test"]["kl"] > 0
     assert sorted(table(study)) == sorted((name, "test") for name in metrics)
     assert study.left() == []
     assert study.ran("repro") == []
@@ -229,6 +254,7 @@ def test_run_makes_every_result_and_a_second_one_nothing(study: Study) -> None:
 @pytest.mark.slow
 def test_experiment_on_the_candidate_runs_the_candidate_alone(study: Study) -> None:
     assert study.ran("exp", "run", "-S", "bits=4") == [
+        "agree_candidate",
         "compare",
         "plot",
         "quantize_candidate",
@@ -239,6 +265,8 @@ def test_experiment_on_the_candidate_runs_the_candidate_alone(study: Study) -> N
     assert sorted(diff) == [
         "candidate.size_mb",
         "candidate.size_reduction",
+        "candidate.test.flips",
+        "candidate.test.kl",
         "candidate.test.wer",
         "candidate.test.wer_delta",
         "candidate.test.wer_delta_high",
@@ -254,6 +282,7 @@ def test_experiment_on_the_candidate_runs_the_candidate_alone(study: Study) -> N
 def test_editing_a_variant_runs_that_variant_alone(study: Study) -> None:
     study.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=32))
     assert study.ran("repro") == [
+        "agree@hqq-int4",
         "compare",
         "plot",
         "quantize@hqq-int4",
@@ -263,6 +292,7 @@ def test_editing_a_variant_runs_that_variant_alone(study: Study) -> None:
 
 
 AFTER = ["compare", "plot"]
+DECODING = ["agree", "calibrate", "reference", "sensitivity", "transcribe", "transcribe_protocols"]
 """What follows a transcription that comes out the same: its timings never do. Scores are kept."""
 
 
@@ -276,10 +306,16 @@ AFTER = ["compare", "plot"]
         ("results/figures.py", ["plot"]),
         ("results/findings.py", []),
         ("results/comparison.py", ["compare"]),
+        ("results/agreement.py", ["compare"]),
+        ("agree.py", ["agree"]),
+        ("reference.py", ["reference"]),
         ("results/wer.py", ["score", "score_protocols"]),
         ("whisper/formats/configs.py", ["fetch"]),
         ("whisper/checkpoint.py", ["quantize"]),
-        ("whisper/decoding.py", ["calibrate", "transcribe", "transcribe_protocols", *AFTER]),
+        ("whisper/rounding.py", ["quantize", "sensitivity"]),
+        ("learn.py", ["learn"]),
+        ("whisper/agreement.py", ["agree", "reference"]),
+        ("whisper/decoding.py", [*DECODING, *AFTER]),
     ],
 )
 def test_editing_code_runs_what_it_decides(file: str, rerun: list[str], study: Study) -> None:
@@ -287,7 +323,7 @@ def test_editing_code_runs_what_it_decides(file: str, rerun: list[str], study: S
     study.append(f"pipeline/{file}", "# A remark\n")
     ran = study.ran("repro")
     assert sorted({stage.split("@")[0].removesuffix("_candidate") for stage in ran}) == sorted(rerun)
-    foreach = sum(stage in ("quantize", "transcribe", "score") for stage in rerun)
+    foreach = sum(stage in ("quantize", "transcribe", "score", "agree") for stage in rerun)
     assert len(ran) == len(rerun) + foreach * len(VARIANTS)  # and the candidate, in the stage's own place
 
 
@@ -295,11 +331,11 @@ def test_editing_code_runs_what_it_decides(file: str, rerun: list[str], study: S
 def test_editing_a_library_runs_its_variants_alone(study: Study) -> None:
     study.append("pipeline/backends/torch.py", "# A remark\n")
     torch = [name for name in VARIANTS if name.startswith("torch")]
-    again = [f"{stage}@{name}" for stage in ("quantize", "transcribe") for name in torch]
-    assert study.ran("repro") == sorted([*again, *AFTER])
+    again = [f"{stage}@{name}" for stage in ("quantize", "transcribe", "agree") for name in torch]
+    assert study.ran("repro") == sorted(["learn", *again, *AFTER])
     study.append("pipeline/backends/hqq.py", "# A remark\n")  # the candidate's, too
-    again = ["quantize@hqq-int4", "quantize_candidate", "transcribe@hqq-int4", "transcribe_candidate"]
-    assert study.ran("repro") == sorted([*again, *AFTER])
+    again = [f"{stage}{of}" for stage in ("quantize", "transcribe", "agree") for of in ("@hqq-int4", "_candidate")]
+    assert study.ran("repro") == sorted(["learn", *again, *AFTER])
 
 
 def downloaded(study: Study) -> dict[str, bytes]:
@@ -314,7 +350,9 @@ def test_limit_prepares_again_what_is_there(study: Study) -> None:
     assert study.ran("repro", "prepare") == ["download", "prepare"]
     assert downloaded(study) == before
     variants = sorted(f"transcribe@{name}" for name in VARIANTS)
-    assert study.changed() == [*variants, "transcribe_candidate", "transcribe_protocols"]
+    agree = sorted(f"agree@{name}" for name in VARIANTS)
+    last = ["transcribe_candidate", "transcribe_protocols"]
+    assert study.changed() == [*agree, "agree_candidate", "reference", *variants, *last]
 
 
 @pytest.mark.slow
@@ -361,7 +399,8 @@ def test_variants_come_and_go(study: Study, tmp_path: Path) -> None:
         raw["variants"]["torch-int8-static"] = PARAMS["variants"]["torch-int8-static"]  # all of it is in the cache
 
     study.edit(add)
-    assert study.ran("repro") == ["compare", "plot", "quantize@tensor", "score@tensor", "transcribe@tensor"]
+    made = [f"{stage}@tensor" for stage in ("agree", "quantize", "score", "transcribe")]
+    assert study.ran("repro") == sorted(["compare", "plot", *made])
     names = ["candidate", "fp32", "hqq-int4", "tensor", "torch-int8-dynamic", "torch-int8-static"]
     assert sorted(json.loads(study.read("reports/metrics.json"))) == names
     assert sorted(table(study)) == [(name, "test") for name in names]
@@ -390,6 +429,7 @@ def test_a_model_that_was_trained_on_is_fetched_again(study: Study) -> None:
     toy.retrain(copied)
     again = study.ran("repro")
     assert {"fetch", "calibrate", "quantize@fp32", "transcribe@fp32", "score@fp32", "compare"} <= {*again}
+    assert {"reference", "agree@hqq-int4"} <= {*again}
     assert study.read("reports/metrics.json") != metrics
     assert study.ran("repro") == []
 
@@ -431,8 +471,28 @@ def test_speech_that_was_added_is_prepared(study: Study) -> None:
     shutil.copyfile(chapter / "1-2-0000.flac", chapter / "1-2-0003.flac")
     with (chapter / "1-2.trans.txt").open("a") as file:
         file.write("1-2-0003 EGG\n")
-    assert {"download", "prepare", "transcribe@fp32", "score@fp32", "compare"} <= {*study.ran("repro")}
+    again = {"download", "prepare", "transcribe@fp32", "score@fp32", "reference", "agree@fp32", "compare"}
+    assert again <= {*study.ran("repro")}
     assert "4" in study.read("reports/results.csv").splitlines()[1].split(",")
+
+
+@pytest.mark.slow
+def test_other_calibration_speech_runs_what_learns_from_it(study: Study) -> None:
+    """Backends that have static variants learn; hqq does not, nor does fp32."""
+    copied = study.root.parent / "other speech"
+    shutil.copytree(study.speech, copied)
+    (copied / "dev/2/2/2-2-0000.flac").write_bytes(encode(noise(0.5, 99)))
+
+    def choose(raw: Any) -> None:
+        raw["corpora"]["other"] = raw["corpora"]["noise"] | {"path": str(copied)}
+        raw["calibration"]["corpus"] = "other"
+
+    study.edit(choose)
+    ran = study.ran("repro")
+    static = [f"{stage}@torch-int8-static" for stage in ("quantize", "transcribe", "agree")]
+    assert {"calibrate", "sensitivity", "learn", *static} <= {*ran}
+    assert [stage for stage in ran if stage.endswith(("fp32", "hqq-int4", "candidate"))] == []
+    assert "transcribe@torch-int8-dynamic" not in ran
 
 
 @pytest.mark.slow
@@ -461,5 +521,5 @@ def test_experiments_are_read_in_one_screen(study: Study) -> None:
     heads = study.did(*words, "--csv").splitlines()[0].split(",")
     assert len(heads) <= 14
     heads = [head for head in heads if head not in ("Experiment", "rev", "typ", "Created", "parent")]
-    assert heads[:3] == ["size_mb", "test.wer", "test.vs_fp32"]
-    assert sorted(heads[3:]) == ["activations", "backend", "bits"]
+    assert heads[:4] == ["size_mb", "test.wer", "test.vs_fp32", "test.kl"]
+    assert sorted(heads[4:]) == ["activations", "backend", "bits"]

@@ -6,18 +6,22 @@ from pathlib import Path
 import pytest
 
 from pipeline import plot
+from tests import made
 from tests.conftest import ROOT, results_csv
 from tests.made import Row
 from tests.results.test_figures import STUDY, quiet, result, silent
 
+FIGURES = ("wer_vs_size", "wer", "sensitivity")
+
 
 def draw(folder: Path, results: Sequence[Row], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the digests of both figures, after checking that they are PNG files of some content."""
+    """Return the digests of the figures, after checking that they are PNG files of some content."""
     (folder / "reports").mkdir(parents=True)
     (folder / "reports/results.csv").write_text(results_csv(*results))
+    (folder / "reports/sensitivity.csv").write_text(made.sensitivity())
     monkeypatch.chdir(folder)
     plot.main()
-    pictures = [Path(f"reports/figures/{name}.png").read_bytes() for name in ("wer_vs_size", "wer")]
+    pictures = [Path(f"reports/figures/{name}.png").read_bytes() for name in FIGURES]
     for picture in pictures:
         assert picture.startswith(b"\x89PNG\r\n")
         assert len(picture) > 10_000
@@ -60,8 +64,17 @@ def test_committed_figures_are_those_of_their_table(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "reports").mkdir()
-    shutil.copy(folder / "results.csv", tmp_path / "reports")
+    for name in {"results.csv", "sensitivity.csv"} & {path.name for path in folder.iterdir()}:
+        shutil.copy(folder / name, tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     plot.main()
-    for name in ("wer.png", "wer_vs_size.png"):
-        assert Path("reports/figures", name).read_bytes() == (folder / "figures" / name).read_bytes()
+    committed = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert {path.name: path.read_bytes() for path in Path("reports/figures").iterdir()} == committed
+
+
+def test_earlier_studies_have_no_heat_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path, STUDY, monkeypatch)
+    shutil.rmtree("reports/figures")
+    Path("reports/sensitivity.csv").unlink()
+    plot.main()
+    assert sorted(path.name for path in Path("reports/figures").iterdir()) == ["wer.png", "wer_vs_size.png"]

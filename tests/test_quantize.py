@@ -38,7 +38,7 @@ def refusal(variant: str) -> str:
         ("quanto-int8", "models/quanto-int8: 33 layers quantized by quanto, 0.8 MB\n"),
         ("hqq-int4", "models/hqq-int4: 32 layers quantized by hqq, 0.8 MB\n"),
         ("bnb-nf4-dq", "models/bnb-nf4-dq: 32 layers quantized by bnb, 0.7 MB\n"),
-        ("candidate", "models/candidate: 32 layers quantized by quanto, 0.8 MB\n"),
+        ("candidate", "models/candidate: 32 layers quantized by quanto, 0.5 MB\n"),
     ],
 )
 def test_a_checkpoint_is_written_the_same_every_time(
@@ -94,6 +94,14 @@ def test_the_manifest_has_the_defaults_filled_in(project: Project) -> None:
         "double_quant": False,
         "include": ["*"],
         "exclude": ["proj_out"],
+        "encoder": None,
+        "decoder": None,
+        "layers": [],
+        "embedding": None,
+        "conv": None,
+        "rest": "float16",
+        "budget": None,
+        "budget_mb": None,
     }
 
 

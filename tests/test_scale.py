@@ -21,7 +21,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, sca
     published = scale.publish(None, UTTERANCES)
     with scale.served(published) as server:
         made = scale.make(tmp_path_factory.mktemp("scale"), published, server)
-        said, watch = scale.run(made, scale.STAGES[-1])
+        said, watch = scale.run(made)
         assert "test-other.tar.gz: the SHA-256 of what " in said  # the flipped byte: one rerun
         assert said.count("Running stage 'download'") == 2
         assert (server.drops, server.ignored_ranges, server.wrong) == (0, 0, {})
@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, sca
 @pytest.mark.slow
 def test_memory_stays_small(whole: tuple[Study, scale.Watch]) -> None:
     peaks = whole[1].peaks()
-    assert set(scale.STAGES[1:4]) <= set(peaks)
+    assert set(scale.STAGES[1:5]) <= set(peaks)
     assert max(peaks.values()) < BOUND
 
 
@@ -50,6 +50,8 @@ def test_memory_stays_small(whole: tuple[Study, scale.Watch]) -> None:
         ("transcribe@fp32", scale.only_dvc, "sh"),
         ("transcribe@fp32", scale.interrupt, "sh"),
         ("score@fp32", scale.kill, "bash"),
+        ("reference", scale.kill, "sh"),
+        ("agree@fp32", scale.only_stage, "bash"),
     ],
 )
 def test_a_stage_that_is_killed_costs_nothing_else(

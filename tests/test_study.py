@@ -12,7 +12,7 @@ from pipeline import study
 from pipeline.core.errors import UserError
 from pipeline.results import page, tables
 from tests.conftest import ROOT, results_csv
-from tests.made import ENGINES, LINES, OWN, Row, line
+from tests.made import ENGINES, LINES, OWN, Row, line, sensitivity
 from tests.study import Study
 
 GRAPH = """\
@@ -159,9 +159,10 @@ def test_the_same_results_make_the_same_study(project: Study) -> None:
 def test_a_study_is_replaced_as_a_whole(project: Study) -> None:
     Path("reports/engines.csv").write_text(ENGINES)
     Path("reports/protocol.csv").write_text(tables.to_csv([OWN]))
+    Path("reports/sensitivity.csv").write_text(sensitivity())
     study.main("base")
     first = kept(Path("studies/base"))
-    assert {"engines.csv", "protocol.csv"} <= set(first)
+    assert {"engines.csv", "protocol.csv", "sensitivity.csv"} <= set(first)
     assert "| ctranslate2 int8 |" in first["README.md"].decode()
     project.append("scores", "changed")
     assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
@@ -208,6 +209,15 @@ def test_results_of_other_versions_are_refused() -> None:
         f"reports/results.csv: 'fp32' was measured with hqq 0.1, but {VERSIONS['hqq']} is installed here; install that "
         "version, or run 'dvc repro --force' first"
     )
+
+
+@pytest.mark.usefixtures("project")
+def test_results_of_before_a_library_came_are_refused() -> None:
+    """They lack the column of its version."""
+    rows = [*csv.DictReader(io.StringIO(Path("reports/results.csv").read_text()))]
+    old = [{name: text for name, text in row.items() if name != "versions_torchao"} for row in rows]
+    Path("reports/results.csv").write_text(tables.to_csv(old))
+    assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
 
 
 @pytest.mark.usefixtures("project")
@@ -266,7 +276,13 @@ def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
         "params.yaml",
         "protocol.csv",
         "results.csv",
+        "sensitivity.csv",
         "utterances.txt",
+    ]
+    assert [path.name for path in sorted((whole.root / "studies/toy/figures").iterdir())] == [
+        "sensitivity.png",
+        "wer.png",
+        "wer_vs_size.png",
     ]
     assert whole.changed() == []
     added = Path(whole.catalog["models"]["toy"]["path"]) / "new.json"

@@ -11,7 +11,9 @@
 To add a library, add a module here: its file name is the backend's name in params.yaml.
 """
 
+import dataclasses
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -33,6 +35,9 @@ class Backend(Protocol):
     DEVICES: tuple[str, ...]
     """Device types with kernels of the library, the CPU among them: `cpu`, `cuda`."""
 
+    LEARNS: str | None
+    """The file with what it learns from the calibration speech, if it does: other speech reruns its variants."""
+
     def supports(self, variant: Variant) -> Variant: ...
 
     def quantize(self, model: "Whisper", layers: list[str], variant: Variant, calibrate: "Calibrate") -> Variant: ...
@@ -47,6 +52,28 @@ def get(name: str) -> Backend:
     if name not in backends():
         raise UserError(f"unknown backend {name!r}{suggestion(name, backends())}")
     return cast(Backend, importlib.import_module(f"pipeline.backends.{name}"))
+
+
+def check(variant: Variant) -> None:
+    """Raise UserError when the library cannot do the variant, or the bits that parts of the model get."""
+    backend = get(variant.backend)
+    if variant.backend != "mixed" and (variant.budget, variant.budget_mb) != (None, None):
+        raise UserError(f"{variant.backend}: a budget goes with backend 'mixed', which spends it; set it to null")
+    parts = [variant.encoder, variant.decoder, *(int(rule.rpartition("=")[2]) for rule in variant.layers)]
+    for bits in [variant.bits, *filter(None, parts)]:
+        backend.supports(dataclasses.replace(variant, bits=bits))
+
+
+def import_quietly(module: str) -> None:
+    """Import a library without torchao's warnings: of kernels that need a GPU, and of what PyTorch deprecates in it.
+
+    Transformers imports torchao wherever it is installed, and quanto imports Transformers.
+    """
+    logging.disable(logging.WARNING)
+    try:
+        importlib.import_module(module)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def choose(backend: str, key: str, value: object, choices: tuple[object, ...], where: str = "") -> None:

@@ -8,7 +8,7 @@ from pipeline.core import params, stage
 from pipeline.core.errors import UserError, naming
 from pipeline.core.params import Variant
 
-_FORMATS = [("int", 8), ("int", 4), ("int", 3), ("int", 2), ("int", 1), ("float", 8), ("fp", 4), ("nf", 4)]
+_FORMATS = [*(("int", bits) for bits in (8, 6, 5, 4, 3, 2, 1)), ("float", 8), ("fp", 4), ("nf", 4)]
 
 
 def check(settings: params.Params) -> None:
@@ -16,7 +16,7 @@ def check(settings: params.Params) -> None:
     for name in settings.names:
         variant = settings.variant(name)
         with naming(name):
-            backends.get(variant.backend).supports(variant)
+            backends.check(variant)
 
 
 def table() -> str:

@@ -16,6 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
 
 DEVICES = ("cpu", "cuda")
+LEARNS = None
 _BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 _ROWS = 32
 """The number of rows of a 4-bit layer is a multiple of it."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEVICES = ("cpu", "cuda")
+LEARNS = None
 _LAYERS = "hqq_layers.json"
 _GROUP_SIZE = 64
 _PACKED = {8: 1, 4: 2, 3: 1, 2: 4, 1: 8}

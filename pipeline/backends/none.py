@@ -1,19 +1,25 @@
 """No quantization: the baseline itself goes the same way through the pipeline as what is compared with it."""
 
+import dataclasses
 from pathlib import Path
 
 from pipeline import backends
 from pipeline.core.params import Variant
 
 DEVICES = ("cpu", "cuda")
+LEARNS = None
 
 
 def supports(variant: Variant) -> Variant:
-    """Accept fp32 and nothing else."""
-    backends.limit("none", variant, bits=(32,), format=("float",), activations=("none",))
-    unset: dict[str, tuple[object, ...]] = dict.fromkeys(("granularity", "group_size", "symmetric"), (None,))
+    """32 bits are the baseline as it is, 16 its weights in float16; either computes in float32."""
+    backends.limit("none", variant, bits=(32, 16), format=("float",), activations=("none",))
+    unset: dict[str, tuple[object, ...]] = dict.fromkeys(
+        ("granularity", "group_size", "symmetric", "encoder", "decoder"), (None,)
+    )
     backends.limit("none", variant, " without quantization", **unset, double_quant=(False,))
-    return variant
+    if variant.bits == 32:
+        backends.limit("none", variant, " with 32 bits, which are the baseline", embedding=(None,), conv=(None,))
+    return dataclasses.replace(variant, rest="float32" if variant.bits == 32 else "float16")
 
 
 def quantize(

@@ -14,6 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
 
 DEVICES = ("cpu", "cuda")
+LEARNS = "data/calibration.safetensors"
 _TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float", 8): "qfloat8"}
 
 
@@ -44,6 +45,7 @@ def quantize(
     The variant comes back with the groups' true size, the smallest where layers differ. quanto chooses it for each
     layer: 128, 96, 64 or 32, whichever divides the row first; the whole row where none does, or where it is shorter.
     """
+    backends.import_quietly("optimum.quanto")
     from optimum import quanto
 
     _unpack_without_compiler()
@@ -79,6 +81,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the checkpoint back with `optimum.quanto.requantize`."""
+    backends.import_quietly("optimum.quanto")
     import torch
     from optimum import quanto
 

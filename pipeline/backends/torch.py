@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEVICES = ("cpu",)
+LEARNS = "data/calibration.safetensors"
 _LAYERS = "torch_layers.json"
 
 

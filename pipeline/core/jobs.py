@@ -1,4 +1,4 @@
-"""Run the variants' stages, several at once: quantize, transcribe and score of one variant are a job.
+"""Run the variants' stages, several at once: quantize, transcribe, score and agree of one variant are a job.
 
 Several DVCs can run at once if each gets its own stages and waits for dvc.lock; `dvc repro` does the rest afterwards.
 GPUs are dealt out. Cores are shared equally, unless OMP_NUM_THREADS is set: equal threads give equal texts. A terminal
@@ -26,7 +26,7 @@ from pipeline.core.machine import JOBS
 
 REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 
-FIRST = ("calibrate", f"quantize@{params.BASELINE}")
+FIRST = ("learn", f"quantize@{params.BASELINE}", "reference")
 """Stages whose outputs several jobs read. They run first: DVC fails if another job is reading them."""
 
 CHATTER = re.compile(
@@ -38,7 +38,7 @@ CHATTER = re.compile(
 
 def stages_of(settings: params.Params) -> dict[str, list[str]]:
     """Return the stages of each job, by its name: a variant, or fp32's other protocols."""
-    kinds = ("quantize", "transcribe", "score")
+    kinds = ("quantize", "transcribe", "score", "agree")
     stages = {name: [f"{kind}@{name}" for kind in kinds] for name in settings.variants}
     stages[params.CANDIDATE] = [f"{kind}_{params.CANDIDATE}" for kind in kinds]
     stages["other protocols"] = ["transcribe_protocols", "score_protocols"]  # no variant can be called so

@@ -15,7 +15,7 @@ JOBS = "WHISPER_PTQ_JOBS"
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """What PyTorch and the libraries choose their kernels by."""
 
-_PACKAGES = ("torch", "optimum-quanto", "hqq", "bitsandbytes")
+_PACKAGES = ("torch", "optimum-quanto", "hqq", "bitsandbytes", "torchao")
 
 
 def device(wanted: str, backend: str, kernels: Collection[str]) -> str:

@@ -4,6 +4,7 @@ Every stage reads its settings through `read`, so that a misspelt key or an impo
 sentence before any work starts. DVC does not see a default change: CONTRIBUTING.md says what to do.
 """
 
+import fnmatch
 import re
 from dataclasses import field
 from pathlib import Path
@@ -60,12 +61,41 @@ class Variant:
     """Glob patterns of the Linear layers to quantize, such as `model.decoder.*`."""
     exclude: Patterns = field(default_factory=lambda: ["proj_out"])
     """Glob patterns of those to leave alone; `proj_out` is tied to the token embedding."""
+    encoder: Positive | None = None
+    """Bits of the encoder's Linear layers; None: `bits`."""
+    decoder: Positive | None = None
+    """Bits of the decoder's."""
+    layers: Patterns = field(default_factory=list)
+    """`pattern=bits` of single Linear layers, such as `*.v_proj=8`; the last that matches counts."""
+    embedding: Literal[8, 6, 5, 4] | None = None
+    """Bits of the token embedding and of the head that is tied to it; None: not quantized."""
+    conv: Literal[8] | None = None
+    """Bits of the convolutions; None: not quantized."""
+    rest: Literal["float16", "float32"] = "float16"
+    """How what is not quantized is stored: OpenAI's weights are float16, which loses nothing of them."""
+    budget: Annotated[float, Field(strict=True, gt=0, le=100)] | None = None
+    """Size of the checkpoint's weights, in per cent of fp32's (backend `mixed`)."""
+    budget_mb: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
+    """The same in MB (10^6 bytes)."""
 
     def __post_init__(self) -> None:
         if self.backend not in backends():
             raise ValueError(f"unknown backend {self.backend!r}{suggestion(self.backend, backends())}")
         if self.group_size is not None and self.granularity in ("tensor", "channel"):
             raise ValueError(f"group_size {self.group_size} goes with granularity 'group', not {self.granularity!r}")
+        for rule in self.layers:
+            pattern, _, bits = rule.rpartition("=")
+            if not pattern or not bits.isdecimal() or not 1 <= int(bits) <= 32:
+                raise ValueError(f"layers: {rule!r} is no pattern and bits; write it as '*.v_proj=8'")
+
+    def bits_of(self, layer: str) -> int:
+        """Return the bits of a Linear layer: by `layers`, else by its part of the model, else `bits`."""
+        for rule in reversed(self.layers):
+            pattern, _, bits = rule.rpartition("=")
+            if fnmatch.fnmatchcase(layer, pattern):
+                return int(bits)
+        part = {"model.encoder": self.encoder, "model.decoder": self.decoder}.get(layer[: len("model.encoder")])
+        return part or self.bits
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -19,6 +19,8 @@ _ENTRIES = {"variants": "variant", "models": "model", "corpora": "corpus"}  # wh
 
 _WORDS = {  # what pydantic's kinds of errors ask for
     "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
     "string_type": "a text",
     "bool_type": "true or false",
     "list_type": "a list",
@@ -58,6 +60,8 @@ def sentence(errors: "Sequence[ErrorDetails]", settings: Any) -> str:
         return f"{place} is empty; give at least one"
     if kind == "greater_than_equal":
         return f"{place} is {given}, but at least {context['ge']} is needed"
+    if kind == "greater_than":
+        return f"{place} is {given}, but more than {context['gt']:g} is needed"
     if kind == "less_than_equal":
         return f"{place} is {given}, but at most {context['le']} is possible"
     alike = [other for other in errors if other["loc"][:-1] == error["loc"][:-1]]  # of a union: one for each kind

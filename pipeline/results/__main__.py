@@ -17,9 +17,10 @@ from pipeline.results.tables import MEASURES, RESULTS, Row, by_split, read
 from pipeline.results.text import ALIKE, caution, extent, interval, number
 
 NOTES = """\
-95 %: bootstrap intervals, paired where against fp32, by speaker or utterance as said above.
+95 %: bootstrap interval of the difference to fp32, paired, by speaker or utterance as said above.
 Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.
 Shows: the true difference that this corpus would find significant in four cases of five.
+KL: how far its next tokens' distributions are from fp32's, nats a token; flips: tokens whose likeliest is another.
 """
 INSERTED = "I/min: inserted words per minute of audio, in which nothing is said.\n"
 NO_LOOPS = "No loops: WER % without the utterances that loop; -: all of them do.\n"
@@ -41,18 +42,26 @@ def table(rows: Sequence[Row]) -> Table:
     loops = _loops(rows)
     gap = 1 if loops else 2  # with one column more, lines would have over 120 characters
     grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    heads = ["variant", "MB", "saved", MEASURES[rows[0].measure].head, "95 %", "vs fp32", "95 %", "verdict", "shows"]
-    for head in [*heads, "loops", *["no loops"] * loops, "RTFx"]:
+    heads = ["variant", "MB", "saved", MEASURES[rows[0].measure].head, "vs fp32", "95 %", "verdict", "shows"]
+    for head in [*heads, "KL", "flips", "loops", *["no loops"] * loops, "RTFx"]:
         grid.add_column(head, justify="left" if head in ("variant", "verdict") else "right", no_wrap=True)
     for row in rows:
+        baseline = row.verdict == "baseline"
         change = [number(row.delta, "+"), interval(row.delta_low, row.delta_high, "+")]
         cells = [row.variant, f"{row.size_mb:.1f}", f"{row.size_reduction:.1f}%", number(row.rate)]
-        cells += [interval(row.rate_low, row.rate_high), *(["", ""] if row.verdict == "baseline" else change)]
+        cells += ["", ""] if baseline else change
         cells += ["n.s." if row.verdict == ALIKE else row.verdict]  # the whole words would make the lines too long
-        cells += [number(row.smallest_detectable), f"{row.looping}"]
+        cells += [number(row.smallest_detectable), *(["", ""] if baseline else _distance(row)), f"{row.looping}"]
         cells += [(number(row.wer_without_loops) or "-") if row.looping else ""] * loops
         grid.add_row(*cells, f"{row.rtfx:.1f}")
     return grid
+
+
+def _distance(row: Row) -> list[str]:
+    """Write KL divergence and flips; an earlier study's results have none."""
+    if pd.isna(row.kl):
+        return ["", ""]
+    return [f"{row.kl:.4f}" if row.kl < 1 else number(row.kl), f"{row.flips:.1f}%"]
 
 
 def processors(results: pd.DataFrame) -> list[str]:

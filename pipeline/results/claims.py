@@ -72,9 +72,18 @@ class Claim:
     judge: Callable[[Row], str]
 
 
+_LIBRARIES = ("torch", "quanto", "hqq", "bnb")  # the paper's
+
+
 def _is(variant: Variant, kind: str, bits: int, activations: str = "none") -> bool:
     """Tell whether a variant has all weights in this format; activations "none" stay in floating point."""
-    return (variant.format, variant.bits, variant.activations, variant.include) == (kind, bits, activations, ["*"])
+    parts = (variant.encoder, variant.decoder, variant.embedding, variant.conv)
+    whole = variant.include == ["*"] and not variant.layers and parts == (None, None, None, None)
+    return (
+        variant.backend in _LIBRARIES
+        and whole
+        and (variant.format, variant.bits, variant.activations) == (kind, bits, activations)
+    )
 
 
 def _quanto_int8(variant: Variant) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE, CANDIDATE
-from pipeline.results import statistics, text
+from pipeline.results import agreement, statistics, text
 from pipeline.results.statistics import Speakers
 
 Json = dict[str, Any]  # one variant's scores or timings, as score and transcribe describe them
@@ -80,13 +80,20 @@ def sizes(total: int, full: int) -> Row:
     return {"size_mb": total / 1e6, "size_reduction": saved, "size_reduction_fp16": saved_fp16}
 
 
-def rows(scores: Mapping[str, Json], timings: Mapping[str, Json], resamples: int, seed: int) -> list[Row]:
+def rows(
+    scores: Mapping[str, Json],
+    agreements: Mapping[str, Json],
+    timings: Mapping[str, Json],
+    resamples: int,
+    seed: int,
+) -> list[Row]:
     """Return one row per variant and split with everything that is known, in the order of `scores` (pure).
 
-    All that the timings (under `checkpoint`: of the checkpoint) or the scores of a split hold becomes a column: a new
-    measurement only needs a line in `tables.COLUMNS`.
+    All that the timings (under `checkpoint`: of the checkpoint) or the scores or the agreement of a split hold becomes
+    a column: a new measurement only needs a line in `tables.COLUMNS`.
     """
     compared = {split: _compared(scores, split, resamples, seed) for split in scores[BASELINE]["splits"]}
+    agreeing = {split: agreement.columns(agreements, split, resamples, seed) for split in compared}
     full = timings[BASELINE]["checkpoint"]["bytes"]["total"]
     table = []
     for name, score in scores.items():
@@ -98,7 +105,7 @@ def rows(scores: Mapping[str, Json], timings: Mapping[str, Json], resamples: int
         for split, differing in compared.items():
             counts = score["splits"][split]
             row = {"variant": name, "split": split, **settings, **counts}
-            row |= {"looping_ids": shortened(counts["looping_ids"]), **differing[name]}
+            row |= {"looping_ids": shortened(counts["looping_ids"]), **differing[name], **agreeing[split][name]}
             row |= {"split_utterances": facts["split_utterances"][split], **facts["conversions"][split], **scoring}
             row |= sizes(facts["bytes"]["total"], full)
             table.append(row | {key: value for key, value in others.items() if key not in row})
@@ -141,20 +148,25 @@ def flat(entries: Json) -> Row:
 
 
 def metrics(table: Sequence[Row]) -> dict[str, Json]:
-    """Return what reviews compare: per variant its sizes, and per split its measure; no lists, for DVC drops them."""
+    """Return what reviews compare, per variant its sizes, and per split its measure and its agreement with fp32.
+
+    No lists, for DVC drops them.
+    """
     result: dict[str, Json] = {}
     for row in table:
         variant = result.setdefault(row["variant"], {key: row[key] for key in ("size_mb", "size_reduction")})
-        variant[row["split"]] = {row["measure"] + rate: row[row["measure"] + rate] for rate in RATES}
+        rates = [*(row["measure"] + rate for rate in RATES), "kl", "flips"]
+        variant[row["split"]] = {rate: row[rate] for rate in rates}
     return result
 
 
 def candidate(table: Sequence[Row]) -> Json:
-    """Return what a list of experiments shows of each: the candidate's size, its rates and their change to fp32's."""
+    """Return what a list of experiments shows of each: the candidate's size, its rates, their change to fp32's, KL."""
     result: Json = {}
     for row in table:
         if row["variant"] == CANDIDATE:
             measure = row["measure"]
             vs_fp32 = text.change(*(row[f"{measure}_delta{bound}"] for bound in ("", "_low", "_high")))
-            result |= {"size_mb": row["size_mb"], row["split"]: {measure: row[measure], "vs_fp32": vs_fp32}}
+            of_split = {measure: row[measure], "vs_fp32": vs_fp32, "kl": row["kl"]}
+            result |= {"size_mb": row["size_mb"], row["split"]: of_split}
     return result

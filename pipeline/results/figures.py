@@ -1,4 +1,4 @@
-"""Draw the results as figures: the leading rate against size, and each variant's difference to fp32."""
+"""Draw the results as figures: the leading rate against size, each variant's difference to fp32, each layer's part."""
 
 from collections.abc import Sequence
 from math import inf
@@ -25,8 +25,11 @@ LOOKS = {
     "quanto": ("#0072B2", "o"),
     "hqq": ("#009E73", "^"),
     "bnb": ("#CC79A7", "v"),
+    "torchao": ("#E69F00", "P"),
+    "gptq": ("#56B4E9", "X"),
+    "mixed": ("#000000", "*"),
 }
-OTHER = ("#E69F00", "P")  # a backend that has no look of its own yet
+OTHER = ("#F0E442", "d")  # a backend that has no look of its own yet
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -45,8 +48,11 @@ Look = dict[str, Any]  # what matplotlib draws a line, a point or a text with
 DASHED: Look = {"color": "black", "linewidth": 0.8, "linestyle": "--"}  # the line at fp32's rate
 RING: Look = {"color": "none", "marker": "o", "markersize": 11, "markeredgecolor": "black"}  # around the candidate
 NOTE: Look = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}  # text beside a point or a bar
+CELL: Look = {"horizontalalignment": "center", "verticalalignment": "center", "fontsize": 7}  # text of the heat map
 FRONT: Look = {"color": "0.88", "linewidth": 4}  # the Pareto front
 PALE = 0.35  # opacity of bars without a significant difference
+KINDS = [f"{of} {layer}" for of in ("self", "cross") for layer in ("q", "k", "v", "out")] + ["fc1", "fc2"]
+"""The rows of the heat map, as sensitivity.csv names them."""
 
 Box = Sequence[float]  # left, bottom, right, top, in pixels
 ANGLES = (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)
@@ -203,6 +209,45 @@ def _bars(axes: "Axes", results: "DataFrame") -> None:
         name.set_fontweight("bold" if name.get_text() == CANDIDATE else "normal")
     axes.set_title(f"{base.split}: {extent(base)}")
     axes.set_xlabel(MEASURES[base.measure].title)
+
+
+def sensitivity(layers: "DataFrame") -> "Figure":
+    """Return the heat map of sensitivity.csv: encoder and decoder, a cell per layer, its colour by the logarithm."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    layers = layers.assign(kl=layers.kl_4bit * 1000)
+    inside, head = layers[layers.kind != "head"], layers[layers.kind == "head"]
+    told = inside.kl[inside.kl > 0]  # a logarithm has no colour for a layer that nothing depends on
+    norm = LogNorm(told.min(), max(told.max(), 1.01 * told.min())) if len(told) else LogNorm(0.1, 1)
+    parts = [part for _, part in inside.groupby("part", sort=False)]
+    widths = [int(part.number.max()) + 1 for part in parts]
+    figure = Figure(figsize=(max(4.5, 2.4 + 0.42 * sum(widths)), 4.2), layout="constrained")
+    figure.subplots(1, len(parts), sharey=True, squeeze=False, width_ratios=widths)
+    for axes, part, width in zip(figure.axes, parts, widths, strict=True):
+        grid = part.pivot(index="kind", columns="number", values="kl").reindex(KINDS, columns=range(width))
+        image = axes.imshow(grid, norm=norm, cmap="viridis", aspect="auto")
+        for (y, x), value in np.ndenumerate(grid):
+            dark = value > 0 and norm(value) < 0.6
+            axes.text(x, y, _short(value), color="white" if dark else "black", **CELL)
+        axes.set_title(part.part.iloc[0])
+        axes.set_xticks(range(width))
+        axes.set_xlabel("layer")
+        axes.set_yticks(range(len(KINDS)), KINDS)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=figure.axes, label="KL divergence to expect, 0.001 nats a token", format="%g")
+    title = f"Each layer alone rounded to 4 bits (the output head: {', '.join(map(_short, head.kl))})"
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=10)
+    return figure
+
+
+def _short(value: float) -> str:
+    """Write a number with two digits that tell, but at most three decimals; NaN is ""."""
+    if np.isnan(value):
+        return ""
+    decimals = min(3, max(0, 1 - int(np.floor(np.log10(value))))) if value > 0 else 0
+    return f"{value:.{decimals}f}"
 
 
 def _baseline(results: "DataFrame") -> Row:

@@ -19,7 +19,7 @@ def text(folder: Path, name: str) -> str:
     """Return the page of the study in `folder`, which is called `name`."""
     study = findings.read(folder)
     candidate = {"bits": study.settings.candidate.bits} | _not_default(study.settings.candidate)
-    software = {library: study.versions[library] for library in tables.LIBRARIES}
+    software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
     values = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
     return _render("study.md.j2", study, **values)
 

@@ -19,6 +19,7 @@ and Steigerwald, "Asymptotic behavior of a t test robust to cluster heterogeneit
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from scipy.special import ndtr, stdtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Numbers = Floats | Ints  # counts, or sums of what is no whole number
+N = TypeVar("N", bound=Numbers)
 Speakers = Sequence[str | None]  # of each utterance; None where not known
 
 LEVEL = 0.95  # confidence level of intervals
@@ -105,7 +108,7 @@ def fewest_to_show(tests: int) -> int:
     return math.ceil(1 + math.log2(tests / SIGNIFICANT))
 
 
-def rate(errors: Floats | Ints, words: Floats | Ints) -> Floats:
+def rate(errors: Numbers, words: Numbers) -> Floats:
     """Return errors in per cent of reference words; if no words were drawn, divide by one."""
     return 100.0 * np.asarray(errors, dtype=np.float64) / np.maximum(words, 1)
 
@@ -116,23 +119,23 @@ def headline_unit(speakers: Speakers) -> str:
 
 
 def by_unit(
-    errors: Ints, words: Ints, speakers: Speakers, resamples: int, seed: int, base: int | None = None
+    errors: Numbers, words: Ints, speakers: Speakers, resamples: int, seed: int, base: int | None = None
 ) -> dict[str, list[Estimate]]:
     """Return `estimates` by `utterance` and, where all speakers are known and more than one, by `speaker`."""
-    units = {"utterance": (errors, words)}
+    units: dict[str, tuple[Numbers, Numbers]] = {"utterance": (errors, words)}
     names = [speaker for speaker in speakers if speaker is not None]
     if len(names) == len(speakers) and len(set(names)) > 1:
         units["speaker"] = per_group(errors, names), per_group(words, names)
     return {unit: estimates(*counts, bootstrap(*counts, resamples, seed), base) for unit, counts in units.items()}
 
 
-def per_group(values: Ints, groups: Sequence[str]) -> Ints:
+def per_group(values: N, groups: Sequence[str]) -> N:
     """Return the sums of values (rows, units) over each group's units, groups in alphabetical order."""
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
-    return np.array([np.bincount(numbers, row, len(names)) for row in values]).astype(np.int64)
+    return np.array([np.bincount(numbers, row, len(names)) for row in values]).astype(values.dtype)  # type: ignore[return-value]
 
 
-def estimates(errors: Ints, words: Ints, sampled: Floats, base: int | None = None) -> list[Estimate]:
+def estimates(errors: Numbers, words: Numbers, sampled: Floats, base: int | None = None) -> list[Estimate]:
     """Return each system's error rate or, with `base`, its difference to that system's.
 
     `errors` has shape (systems, units), `words` the same or (1, units); `sampled` are the rates by `bootstrap`. All
@@ -149,7 +152,7 @@ def estimates(errors: Ints, words: Ints, sampled: Floats, base: int | None = Non
     return [Estimate(value, error, units, degrees) for value, error, degrees in each]
 
 
-def bootstrap(errors: Ints, words: Ints, resamples: int, seed: int) -> Floats:
+def bootstrap(errors: Numbers, words: Numbers, resamples: int, seed: int) -> Floats:
     """Return the rates, in per cent, of each resample of the units: shape (systems, resamples)."""
     # Sums of whole numbers below 2**53 are exact in float64, whatever the order of summation, threads or machine.
     both = np.vstack([errors, words]).astype(np.float64).T
@@ -170,7 +173,7 @@ def draws(units: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
 
 
-def freedom(words: Ints) -> Floats:
+def freedom(words: Numbers) -> Floats:
     """Return the degrees of freedom of a bootstrap over units of so many words, for each row of (rows, units).
 
     They are Kish's effective number of units, (sum w)^2 / sum w^2, less one, and at least one. Ten speakers with

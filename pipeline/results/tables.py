@@ -1,4 +1,4 @@
-"""results.csv, protocol.csv and engines.csv: what their columns mean, and how they are written and read.
+"""results.csv and the other tables: what their columns mean, and how they are written and read.
 
 In a frame that was read, texts are "" and numbers NaN where there is no value.
 """
@@ -16,15 +16,18 @@ from pipeline.core.params import Variant
 RESULTS = Path("reports/results.csv")
 PROTOCOL = Path("reports/protocol.csv")
 ENGINES = Path("reports/engines.csv")
+SENSITIVITY = Path("reports/sensitivity.csv")
 
 MAKERS = {
     RESULTS.name: "dvc repro compare",
     PROTOCOL.name: "dvc repro score_protocols",
     ENGINES.name: f"python -m benchmarks.engines --out {ENGINES}",
+    SENSITIVITY.name: "dvc repro sensitivity",
 }
 """The commands that write them."""
 
-LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes")  # whose versions stand in results.csv
+LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes", "torchao")
+"""Whose versions stand in results.csv; earlier studies lack some."""
 
 Row = Any  # a line of a frame, as its `itertuples` gives it: columns are attributes
 
@@ -93,6 +96,12 @@ RESULT_COLUMNS = {
     "smallest_detectable": "true difference that would be found in four such corpora of five, in the measure's unit",
     "mapsswe_z": "NIST's matched pairs: z, positive where there are more errors than with fp32",
     "mapsswe_p": "its two-sided p-value, not corrected",
+    # Its next tokens beside fp32's, with fp32's own tokens forced through both; suppressed tokens take no part.
+    "tokens": "tokens that fp32 wrote, ends included",
+    "kl": "Kullback-Leibler divergence of its next-token distributions from fp32's, mean per token, nats",
+    "kl_p99": "99th percentile of it over tokens",
+    "flips": "tokens at which the likeliest one is not fp32's, %",
+    "log_likelihood": "change of the log-likelihood of fp32's token, mean per token, nats",
     # The checkpoint on disk.
     "size_mb": "weights, MB (10^6 bytes)",
     "size_reduction": "saved of fp32's bytes, %",
@@ -130,12 +139,22 @@ COLUMNS = RESULT_COLUMNS | {
     "texts_differ": "utterances whose text is not ours",
     "rounds": "rounds in which the engines took turns; times are medians",
     "model": "text: key of `models` in catalog.yaml",
+    # sensitivity.csv: a Linear layer of the baseline, in the model's order; the output head comes last.
+    "layer": "text: its name in the checkpoint",
+    "part": "text: encoder or decoder",
+    "number": "number of the part's layer that it is in, from 0; empty: the head",
+    "kind": "text: self or cross (attention) with q, k, v or out; fc1, fc2 or head",
+    "weights": "number of weights",
+    "kl_4bit": "KL divergence to expect of rounding it alone to the nearest of 4 bits, groups of 64, nats a token",
 }
 """What stands in a column: a number, with its unit, or "text: ..."; `*` matches anything, in front another column."""
 
 NEWER = {
     **dict.fromkeys(("split_utterances", "resampled", "mixed_down"), float("nan")),
+    **dict.fromkeys(("tokens", "kl", "kl_p99", "flips", "log_likelihood"), float("nan")),
     **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "model"), ""),
+    **dict.fromkeys(("encoder", "decoder", "layers", "embedding", "conv", "budget", "budget_mb"), ""),
+    "rest": "float32",
     "jobs": 1,
 }
 """Columns that earlier studies do not have, and what stands for them."""
@@ -151,6 +170,7 @@ _COLUMNS = {
         *("engine", "rtfx", "time_ratio", "texts_differ", "utterances", "audio_s", "batch_size", "threads", "rounds"),
         *("machine", "model"),
     ],
+    SENSITIVITY.name: ["layer", "part", "number", "kind", "weights", "kl_4bit"],
 }
 """What a file must have, by its name."""
 
@@ -168,9 +188,9 @@ def meaning(column: str) -> str:
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
     """Round every float, so that a review shows no noise: one word of LibriSpeech's test-clean is 0.002 % of it.
 
-    p-values have six decimals: 0.0 is less than half a millionth.
+    p-values and what is in nats have six decimals: 0.0 is less than half a millionth.
     """
-    digits = {key: 6 if key.startswith("p_") or key.endswith("_p") else 3 for key in row}
+    digits = {key: 6 if key.startswith(("p_", "kl", "log_likelihood")) or key.endswith("_p") else 3 for key in row}
     # Adding 0.0 turns -0.0 to 0.0.
     return {key: round(v, digits[key]) + 0.0 if isinstance(v, float) else v for key, v in row.items()}
 

@@ -50,7 +50,8 @@ def measure(weights: Path, layers: dict[str, int]) -> dict[str, Any]:
         if layer is None or name == f"{layer}.bias":
             continue
         rest = name.removeprefix(f"{layer}.")
-        weight = rest in ("weight", "W_q") or rest.startswith("weight._data")  # as torch and bnb, HQQ, quanto name it
+        # As torch and bnb, HQQ, `packing`, torchao and quanto name it.
+        weight = rest in ("weight", "W_q", "weight.codes", "_weight_qdata") or rest.startswith("weight._data")
         kinds["quantized" if weight else "scales"] += size
     total = weights.stat().st_size
     return {

@@ -141,12 +141,22 @@ def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> 
 
     Raises UserError where the model's logits are not numbers.
     """
-    sound, config = Sound(utterance), model.config
-    first, *_ = mel.windows(sound.read, len(sound), mel.window(config.max_source_positions))
-    features = _features(model, [sound.read(*first)])
+    features = next(windows(model, utterance))
     names = [f"utterance {utterance.id!r}"]
-    spoken, (tokens,) = _decode(model, features, vocabulary, config.max_target_positions, names)
+    spoken, (tokens,) = _decode(model, features, vocabulary, model.config.max_target_positions, names)
     return features, torch.tensor([vocabulary.prompts(1, spoken)[0] + tokens], device=model.device)
+
+
+def windows(model: Whisper, utterance: Utterance) -> Iterator[Tensor]:
+    """Yield each window of an utterance as features (1, mels, frames), as `transcribe` cuts it: one is in memory."""
+    sound = Sound(utterance)
+    for span in mel.windows(sound.read, len(sound), mel.window(model.config.max_source_positions)):
+        yield _features(model, [sound.read(*span)])
+
+
+def most(model: Whisper, vocabulary: Vocabulary, max_new_tokens: int) -> int:
+    """Return how many tokens a window gets at most: a row of fewer has ended by itself."""
+    return min(max_new_tokens, model.config.max_target_positions - len(vocabulary.prompt))
 
 
 def greedy(model: Whisper, features: Tensor, vocabulary: Vocabulary, max_new_tokens: int) -> list[list[int]]:
@@ -169,7 +179,7 @@ def _decode(
     told: Sequence[int] = (),
 ) -> tuple[Sequence[int], list[list[int]]]:
     """Do as `greedy` does, and return each row's language, too: as `told`, or else where it is to be detected."""
-    limit = min(max_new_tokens, model.config.max_target_positions - len(vocabulary.prompt))
+    limit = most(model, vocabulary, max_new_tokens)
     caches = model.caches(features, len(vocabulary.prompt) + limit)
     rows = list(range(len(features)))  # the utterance in each row of the batch
     spoken = told or _languages(model, caches, vocabulary, len(rows))

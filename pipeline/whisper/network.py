@@ -243,6 +243,11 @@ class Whisper(nn.Module):
         self.proj_out.weight = self.model.decoder.embed_tokens.weight
 
     @property
+    def tied(self) -> bool:
+        """Whether the head is the token embedding; what a library has put in its place may have no weight."""
+        return getattr(self.proj_out, "weight", None) is self.model.decoder.embed_tokens.weight
+
+    @property
     def device(self) -> torch.device:
         return self.model.decoder.layer_norm.weight.device
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from pipeline.whisper import packing
 from pipeline.whisper.network import Config, Whisper
 
 HEAD, EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
@@ -66,17 +67,23 @@ def head_is_tied(folder: Path, tensors: dict[str, Tensor]) -> bool:
 
 
 def read(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Read model.safetensors; raise UserError when it is missing or cut short."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Read model.safetensors with all packed weights whole; raise UserError when it is missing or cut short."""
+    from safetensors import SafetensorError, safe_open
 
+    again = "fetch or quantize it again"
     try:
-        return load_file(folder / "model.safetensors", device=device)
+        with safe_open(folder / "model.safetensors", "pt", device=device) as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no mapping
+        return packing.restore(tensors, metadata)
     except (FileNotFoundError, SafetensorError):
-        raise UserError(f"{folder}: model.safetensors is missing or cut short; fetch or quantize it again") from None
+        raise UserError(f"{folder}: model.safetensors is missing or cut short; {again}") from None
+    except packing.BROKEN as error:
+        raise UserError(
+            f"{folder}: model.safetensors holds weights that cannot be unpacked ({error}); {again}"
+        ) from None
 
 
-def save(tensors: dict[str, Any], folder: Path) -> None:
+def save(tensors: dict[str, Any], folder: Path, metadata: dict[str, str] | None = None) -> None:
     """Write model.safetensors as Transformers does: a head that is tied to the token embedding is not stored.
 
     Raises UserError for the first tensor with NaN or infinity: a model with one writes nonsense, and does not say so.
@@ -90,7 +97,7 @@ def save(tensors: dict[str, Any], folder: Path) -> None:
         if tensor.is_floating_point() and not tensor.float().isfinite().all():  # there is no isfinite of float8
             way_out = "put its layer in exclude, or choose a model without such weights"
             raise UserError(f"{name} has values that are not finite; {way_out}")
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"} | (metadata or {}))
 
 
 def split(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:

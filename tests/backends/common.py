@@ -1,24 +1,34 @@
 """What the tests of all backends share: the toy Whisper, quantized and saved as `quantize` does."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from pipeline import backends, quantize
 from pipeline.core import params
 from pipeline.core.params import Variant
-from pipeline.whisper import checkpoint, network, weights
+from pipeline.whisper import decoding, network, sensitivity, weights
 from tests import toy
 from tests.conftest import ROOT
 
-VARIANTS = params.read(ROOT).variants
+
+def _fitting(variant: Variant) -> Variant:
+    """Return a variant as the toy can have it: its rows have 64 weights, and scales and names are more of its size."""
+    if variant.backend == "gptq":
+        return dataclasses.replace(variant, group_size=64)
+    return dataclasses.replace(variant, budget=variant.budget + 7) if variant.budget else variant
+
+
+VARIANTS = {name: _fitting(variant) for name, variant in params.read(ROOT).variants.items()}
 
 
 @dataclass(frozen=True)
@@ -42,23 +52,31 @@ def calibrate(model: network.Whisper) -> None:
 
 def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Variant, dict[str, int]]:
     """Quantize the baseline; return it, the variant as the library made it, and its layers' weights."""
-    backend = backends.get(variant.backend)
-    variant = backend.supports(variant)
     model = weights.load(baseline)
-    chosen = quantize.select(model, variant.include, variant.exclude) if variant.backend != "none" else []
-    layers = {}
-    for name in chosen:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        layers[name] = linear.weight.numel()
-    return model, backend.quantize(model, chosen, variant, calibrate), layers
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        if str(sensitivity.PATH) == backends.get(variant.backend).LEARNS:
+            sensitivity.write(learned(baseline))
+        made, layers = quantize.quantize(model, variant, calibrate)
+    return model, made, layers
 
 
 def saved(baseline: Path, variant: Variant, folder: Path) -> Saved:
     """Quantize the baseline and save it."""
-    model, variant, layers = quantized(baseline, variant)
-    write = functools.partial(backends.get(variant.backend).save, model, variant)
-    return Saved(folder, checkpoint.save(write, variant, layers, [], baseline, folder), model)
+    model, made, layers = quantized(baseline, variant)
+    return Saved(folder, quantize.save(model, made, layers, [], baseline, folder), model)
+
+
+@functools.cache
+def learned(baseline: Path) -> dict[str, sensitivity.Layer]:
+    """Return how much the baseline's text depends on each layer: on two sounds, and made up words."""
+    vocabulary = decoding.Vocabulary.read(baseline, "en", "transcribe")
+    vocabulary = dataclasses.replace(vocabulary, suppressed=vocabulary.prompt)  # real models suppress special tokens
+    words = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(4))
+    heard = [
+        (sound[None], torch.tensor([[*vocabulary.prompt, *said.tolist()]]))
+        for sound, said in zip(toy.features(), words, strict=True)
+    ]
+    return sensitivity.measure(weights.load(baseline), heard, vocabulary)
 
 
 def untied(baseline: Path, folder: Path, equal: bool = False) -> Path:
@@ -67,7 +85,7 @@ def untied(baseline: Path, folder: Path, equal: bool = False) -> Path:
     tensors = load_file(folder / "model.safetensors")
     head = tensors["model.decoder.embed_tokens.weight"].clone()
     if not equal:
-        head = torch.randn(head.shape, generator=torch.Generator().manual_seed(3)) * head.std()
+        head = torch.randn(head.shape, generator=torch.Generator().manual_seed(3)).mul(head.std()).half().float()
     save_file(tensors | {"proj_out.weight": head}, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))

@@ -53,6 +53,18 @@ ERRORS = {
     "bnb-fp4": 0.07,
     "bnb-nf4": 0.05,
     "bnb-nf4-dq": 0.05,
+    "fp16": 0.0,
+    "quanto-int8-whole": 0.011,
+    "hqq-int4-whole": 0.04,
+    "bnb-nf4-whole": 0.05,
+    "torchao-int8": 0.005,
+    "torchao-int4": 0.04,
+    "gptq-int5": 0.05,
+    "gptq-int4": 0.035,
+    "mixed-54": 0.014,
+    "mixed-50": 0.016,
+    "mixed-45": 0.02,
+    "mixed-40": 0.04,
 }
 """The most that a variant may change the toy's logits, as a share of their norm: about 1.5 times what it does."""
 
@@ -84,6 +96,38 @@ POSSIBLE = {
                 ("fp", "nf"), ((64, ["*"]), (128, ["*.fc2"])), (False, True)
             )
         ),
+    ],
+    "torchao": [
+        *(make("torchao", 8, "int", "dynamic", granularity) for granularity in ("tensor", "channel")),
+        *(
+            make("torchao", 8, kind, "none", granularity)
+            for kind, granularity in itertools.product(("int", "float"), ("tensor", "channel", "group"))
+        ),
+        make("torchao", 4, group_size=32),
+        make("torchao", 4, group_size=64),
+        make("torchao", 4, group_size=128, include=["*.fc2"]),
+        *(
+            make("torchao", bits, "int", "none", granularity, symmetric=symmetric)
+            for bits, (granularity, symmetric) in itertools.product(
+                (7, 6, 5, 3, 2), (("channel", True), ("group", False))
+            )
+        ),
+        make("torchao", 1, granularity="channel"),
+        make("torchao", 1, group_size=8),
+    ],
+    "gptq": [
+        *(make("gptq", bits, group_size=size) for bits, size in itertools.product((8, 6, 5, 4, 3), (32, 64))),
+        make("gptq", 4, group_size=128, include=["*.fc2"]),
+        make("gptq", 4, encoder=8, decoder=3, layers=["*.v_proj=6", "*.0.fc1=5"], embedding=4, conv=8),
+    ],
+    "mixed": [make("mixed", budget=100.0), make("mixed", budget=20.0), make("mixed", budget_mb=0.35)],
+    "none": [make("none", 16, "float", embedding=bits, conv=8) for bits in (8, 6, 5, 4)],
+    "parts": [
+        make("torch", 8, activations="static", embedding=6, conv=8),
+        make("quanto", 8, decoder=4, embedding=8, conv=8),
+        make("hqq", 3, encoder=8, layers=["*.fc2=4"], embedding=5),
+        make("bnb", 8, activations="dynamic", embedding=4),
+        make("torchao", 8, decoder=4, embedding=8, conv=8),
     ],
 }
 """All that the backends support, and what is between."""
@@ -130,7 +174,7 @@ def test_another_process_reloads_the_very_same_model(
 def test_the_error_is_as_large_as_the_bits_allow(name: str, baseline: Path, elsewhere: dict[str, Tensor]) -> None:
     exact = toy.logits(weights.load(baseline))
     error = ((elsewhere[name] - exact).norm() / exact.norm()).item()
-    assert (error > 0) == (name != "fp32")
+    assert (error > 0) == (VARIANTS[name].backend != "none")
     assert error <= ERRORS[name]
 
 

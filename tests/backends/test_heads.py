@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,17 @@ from tests import toy
 from tests.backends import common
 from tests.backends.common import VARIANTS
 
-_CANNOT = ("fp32", "hqq-int4", "hqq-int2", "bnb-fp4", "bnb-nf4", "bnb-nf4-dq")
-INCLUDED = [name for name in VARIANTS if name not in _CANNOT]
+_FOUR_BITS = (
+    "hqq-int4",
+    "hqq-int4-whole",
+    "hqq-int2",
+    "bnb-fp4",
+    "bnb-nf4",
+    "bnb-nf4-dq",
+    "bnb-nf4-whole",
+    "torchao-int4",
+)
+INCLUDED = [name for name in VARIANTS if name not in _FOUR_BITS and VARIANTS[name].backend not in ("none", "mixed")]
 """Variants that can quantize a head of 261 rows, as the toy's: hqq packs them at 8 and 3 bits, bnb takes 8 bits."""
 
 
@@ -28,19 +38,19 @@ def untied(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_head_of_its_own_is_kept(name: str, untied: Path, tmp_path: Path) -> None:
     """A head that is not tied becomes the embedding on reloading: fine-tuned checkpoints untie it."""
-    variant = dataclasses.replace(VARIANTS[name], exclude=["proj_out"])
+    variant = dataclasses.replace(VARIANTS[name], exclude=["proj_out"], embedding=None)
     model = common.saved(untied, variant, tmp_path / "saved").model
     reloaded = backends.get(variant.backend).load(tmp_path / "saved", "cpu")
     head = load_file(untied / "model.safetensors")["proj_out.weight"]
     assert torch.equal(reloaded.proj_out.weight, head)
-    assert torch.equal(load_file(tmp_path / "saved/model.safetensors")["proj_out.weight"], head)
+    assert torch.equal(load_file(tmp_path / "saved/model.safetensors")["proj_out.weight"].float(), head)
     assert torch.equal(toy.logits(reloaded), toy.logits(model))
 
 
 @pytest.mark.parametrize("name", INCLUDED)
 def test_a_head_of_its_own_is_quantized(name: str, untied: Path, tmp_path: Path) -> None:
     """The wrong matrix is quantized as the head: sizes look right, the text is nonsense."""
-    variant = dataclasses.replace(VARIANTS[name], include=["proj_out"], exclude=[])
+    variant = dataclasses.replace(VARIANTS[name], include=["proj_out"], exclude=[], embedding=None, conv=None)
     made = common.saved(untied, variant, tmp_path / "saved")
     reloaded = backends.get(variant.backend).load(tmp_path / "saved", "cpu")
     assert made.manifest["layers"] == ["proj_out"]
@@ -50,11 +60,24 @@ def test_a_head_of_its_own_is_quantized(name: str, untied: Path, tmp_path: Path)
     assert 0 < error < (0.7 if variant.bits == 2 else 0.3)
 
 
-@pytest.mark.parametrize("name", ["fp32", "torch-int8-dynamic", "quanto-int8", "hqq-int4", "bnb-nf4"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["fp16", "quanto-int8", "hqq-int4", "gptq-int4"])
+def test_a_head_of_its_own_has_the_bits_of_the_embedding(name: str, bits: Any, untied: Path, tmp_path: Path) -> None:
+    variant = dataclasses.replace(VARIANTS[name], exclude=["proj_out"], embedding=bits)
+    made = common.saved(untied, variant, tmp_path / "saved")
+    assert {"proj_out", "model.decoder.embed_tokens"} <= {*made.manifest["layers"]}
+    reloaded = backends.get(variant.backend).load(tmp_path / "saved", "cpu")
+    assert torch.equal(toy.logits(reloaded), toy.logits(made.model))
+    assert not torch.equal(reloaded.proj_out.weight, reloaded.model.decoder.embed_tokens.weight)
+    exact = load_file(untied / "model.safetensors")["proj_out.weight"]
+    assert 0 < (reloaded.proj_out.weight - exact).norm() / exact.norm() < 2.0**-bits * 2.5
+
+
+@pytest.mark.parametrize("name", ["fp32", "torch-int8-dynamic", "quanto-int8", "hqq-int4", "bnb-nf4", "gptq-int4"])
 def test_a_head_that_happens_to_equal_the_embedding(name: str, baseline: Path, tmp_path: Path) -> None:
     """A freshly untied head, not trained yet, is merged with the embedding, so that its file lacks a tensor."""
     source = common.untied(baseline, tmp_path / "baseline", equal=True)
-    variant = dataclasses.replace(VARIANTS[name], exclude=["proj_out"])
+    variant = dataclasses.replace(VARIANTS[name], exclude=["proj_out"], embedding=None)
     common.saved(source, variant, tmp_path / "saved")
     assert "proj_out.weight" in load_file(tmp_path / "saved/model.safetensors")
     reloaded = backends.get(variant.backend).load(tmp_path / "saved", "cpu")

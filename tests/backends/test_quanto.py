@@ -16,8 +16,11 @@ from tests.backends import common
 from tests.conftest import ROOT
 
 WEIGHT_ONLY = [
-    name for name, variant in common.VARIANTS.items() if variant.backend == "quanto" and variant.activations == "none"
+    name
+    for name, variant in common.VARIANTS.items()
+    if variant.backend == "quanto" and variant.activations == "none" and variant.embedding is None
 ]
+"""Those that quanto can load: it does not know our packed embeddings."""
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -51,7 +54,7 @@ def test_the_head_is_a_quantized_copy_only_where_it_is_asked_for(baseline: Path,
     tensors = load_file(tmp_path / "with/model.safetensors")
     assert tensors["proj_out.weight._data"].dtype == torch.int8
     assert tensors["model.decoder.embed_tokens.weight"].dtype == torch.float32
-    without = common.saved(baseline, common.make("quanto"), tmp_path / "without")
+    without = common.saved(baseline, common.make("quanto", rest="float32"), tmp_path / "without")
     assert without.manifest["layers"] == made.manifest["layers"][:-1]
     assert not [name for name in load_file(tmp_path / "without/model.safetensors") if name.startswith("proj_out")]
     model = backends.get("quanto").load(tmp_path / "without", "cpu")

@@ -7,13 +7,15 @@ its first step instead of taking a minute.
 import gc
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline import backends, quantize
-from pipeline.whisper import checkpoint, network
-from tests.backends.common import VARIANTS, calibrate
+from pipeline import quantize
+from pipeline.core.params import Variant
+from pipeline.whisper import network, packing, rounding
+from tests.backends.common import VARIANTS, calibrate, make
 
 SMALL = network.Config(
     d_model=768,
@@ -42,12 +44,23 @@ def small() -> network.Whisper:
     return model
 
 
+def stored(model: network.Whisper, made: Variant, layers: dict[str, int]) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, which is not kept: pytest would keep gigabytes of it in tmp_path."""
+    with tempfile.TemporaryDirectory() as folder:
+        baseline = Path(folder) / "baseline"
+        baseline.mkdir()
+        (baseline / "config.json").write_text("{}")
+        return quantize.save(model, made, layers, [], baseline, Path(folder) / "made")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "megabytes", "layers", "bits"),
     [
         ("fp32", 966.9, 0, 32.0),
+        ("fp16", 483.5, 0, 32.0),
         ("quanto-int8", 412.2, 193, 8.04),  # the head is quantized too, as a copy
+        ("quanto-int8-whole", 247.0, 195, 8.03),  # the convolutions and the embedding, which is the head
         ("hqq-int4", 298.1, 192, 5.0),  # a scale and a zero point of 32 bits for 64 weights
         ("hqq-int3", 278.3, 192, 4.2),  # ten weights of 3 bits in 32
         ("bnb-nf4", 285.7, 192, 4.5),
@@ -55,19 +68,35 @@ def small() -> network.Whisper:
     ],
 )
 def test_whisper_small(name: str, megabytes: float, layers: int, bits: float) -> None:
-    variant = VARIANTS[name]
     model = small()
-    chosen = quantize.select(model, variant.include, variant.exclude) if layers else []
-    weights = {layer: HEAD if layer == "proj_out" else LINEAR // 192 for layer in chosen}  # on average
-    backend = backends.get(variant.backend)
-    variant = backend.supports(variant)
-    backend.quantize(model, chosen, variant, calibrate)
-    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: pytest would keep gigabytes
-        (Path(folder) / "config.json").write_text("{}")
-        backend.save(model, variant, Path(folder))
-        measured = checkpoint.measure(Path(folder) / "model.safetensors", weights)
+    manifest = stored(model, *quantize.quantize(model, VARIANTS[name], calibrate))
     del model
     gc.collect()
-    assert len(chosen) == layers
-    assert measured["bytes"]["total"] / 1e6 == pytest.approx(megabytes, rel=0.01)
-    assert measured["bits_per_weight"] == pytest.approx(bits, rel=0.01)
+    assert len(manifest["layers"]) == layers
+    assert manifest["bytes"]["total"] / 1e6 == pytest.approx(megabytes, rel=0.01)
+    assert manifest["bits_per_weight"] == pytest.approx(bits, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bits", "megabytes", "each"),
+    [(4, 160.3, 5.09), (3, 135.5, 4.25), (5, 185.1, 5.92)],  # 32 bits more for 64 weights; the head has 8
+)
+def test_whisper_small_in_groups_of_64_of_our_own(bits: int, megabytes: float, each: float) -> None:
+    """What `gptq` stores with a head of 8 bits: the nearest codes are found sooner, and take as many bytes."""
+    model = small()
+    layers = {}
+    for layer in quantize.select(model, ["*"], ["proj_out"]):
+        packed = rounding.nearest(model.get_parameter(f"{layer}.weight"), bits)
+        packing.attach(model.get_submodule(layer), packed)
+        layers[layer] = packed.codes.numel()
+    packed = rounding.nearest(model.model.decoder.embed_tokens.weight, 8)
+    packing.attach(model.model.decoder.embed_tokens, packed)
+    model.tie()
+    layers["model.decoder.embed_tokens"] = packed.codes.numel()
+    assert (sum(layers.values()), len(layers)) == (LINEAR + HEAD, 193)
+    manifest = stored(model, make("gptq", bits, embedding=8), layers)
+    del model, packed
+    gc.collect()
+    assert manifest["bytes"]["total"] / 1e6 == pytest.approx(megabytes, rel=0.01)
+    assert manifest["bits_per_weight"] == pytest.approx(each, rel=0.01)

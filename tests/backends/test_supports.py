@@ -10,7 +10,9 @@ from tests.backends.common import make
 
 FILLED: list[tuple[dict[str, Any], tuple[str | None, int | None, bool | None]]] = [
     # what is asked for -> granularity, group_size, symmetric
-    ({"backend": "none", "bits": 32, "format": "float"}, (None, None, None)),
+    ({"backend": "none", "bits": 32, "format": "float", "rest": "float32"}, (None, None, None)),
+    ({"backend": "none", "bits": 16, "format": "float"}, (None, None, None)),
+    ({"backend": "none", "bits": 16, "format": "float", "embedding": 5, "conv": 8}, (None, None, None)),
     ({"backend": "torch", "activations": "dynamic"}, ("channel", None, True)),
     ({"backend": "torch", "activations": "static"}, ("channel", None, True)),
     ({"backend": "torch", "activations": "static", "granularity": "tensor"}, ("tensor", None, True)),
@@ -30,10 +32,25 @@ FILLED: list[tuple[dict[str, Any], tuple[str | None, int | None, bool | None]]] 
     ({"backend": "bnb", "bits": 4, "format": "nf"}, ("group", 64, True)),
     ({"backend": "bnb", "bits": 4, "format": "nf", "double_quant": True}, ("group", 64, True)),
     ({"backend": "bnb", "bits": 4, "format": "fp", "group_size": 128}, ("group", 128, True)),
+    ({"backend": "torchao"}, ("channel", None, True)),
+    ({"backend": "torchao", "group_size": 32}, ("group", 32, True)),
+    ({"backend": "torchao", "activations": "dynamic"}, ("channel", None, True)),
+    ({"backend": "torchao", "activations": "dynamic", "granularity": "tensor"}, ("tensor", None, True)),
+    ({"backend": "torchao", "format": "float"}, ("channel", None, True)),
+    ({"backend": "torchao", "bits": 4}, ("group", 64, False)),
+    ({"backend": "torchao", "bits": 4, "group_size": 32}, ("group", 32, False)),
+    ({"backend": "torchao", "bits": 3}, ("group", 64, True)),
+    ({"backend": "torchao", "bits": 6, "granularity": "channel"}, ("channel", None, True)),
+    ({"backend": "torchao", "bits": 2, "symmetric": False}, ("group", 64, False)),
+    ({"backend": "torchao", "bits": 1}, ("group", 64, False)),
+    *(({"backend": "gptq", "bits": bits}, ("group", 64, False)) for bits in (8, 6, 5, 4, 3)),
+    ({"backend": "gptq", "bits": 4, "group_size": 128, "symmetric": False}, ("group", 128, False)),
+    ({"backend": "mixed", "budget": 17.2}, (None, None, None)),
+    ({"backend": "mixed", "budget_mb": 50.0}, (None, None, None)),
 ]
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"backend": "none", "format": "float"}, "none: bits 8 is not possible (choose 32)"),
+    ({"backend": "none", "format": "float"}, "none: bits 8 is not possible (choose 32 or 16)"),
     ({"backend": "none", "bits": 32}, "none: format int is not possible (choose float)"),
     (
         {"backend": "none", "bits": 32, "format": "float", "activations": "dynamic"},
@@ -165,6 +182,119 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"backend": "bnb", "bits": 4, "format": "nf", "symmetric": False},
         "bnb: symmetric false is not possible: its formats have no zero points (choose true)",
+    ),
+    (
+        {"backend": "torchao", "bits": 9},
+        "torchao: bits 9 is not possible with format int (choose 8, 7, 6, 5, 4, 3, 2 or 1)",
+    ),
+    (
+        {"backend": "torchao", "bits": 4, "format": "float"},
+        "torchao: bits 4 is not possible with format float (choose 8)",
+    ),
+    ({"backend": "torchao", "bits": 4, "format": "nf"}, "torchao: format nf is not possible (choose int or float)"),
+    (
+        {"backend": "torchao", "activations": "static"},
+        "torchao: activations static is not possible (choose none or dynamic)",
+    ),
+    (
+        {"backend": "torchao", "bits": 4, "activations": "dynamic"},
+        "torchao: bits 4 is not possible with activations dynamic (choose 8)",
+    ),
+    (
+        {"backend": "torchao", "format": "float", "activations": "dynamic"},
+        "torchao: format float is not possible with activations dynamic: its float8 kernels need a GPU (choose int)",
+    ),
+    (
+        {"backend": "torchao", "activations": "dynamic", "group_size": 64},
+        "torchao: granularity group is not possible with 8 bits and activations dynamic (choose tensor or channel)",
+    ),
+    (
+        {"backend": "torchao", "bits": 4, "granularity": "channel"},
+        "torchao: granularity channel is not possible with 4 bits (choose group)",
+    ),
+    (
+        {"backend": "torchao", "bits": 5, "granularity": "tensor"},
+        "torchao: granularity tensor is not possible with 5 bits (choose channel or group)",
+    ),
+    (
+        {"backend": "torchao", "bits": 4, "group_size": 16},
+        "torchao: group_size 16 is not possible with 4 bits (choose 32, 64 or 128)",
+    ),
+    (
+        {"backend": "torchao", "bits": 3, "group_size": 60},
+        "torchao: group_size 60 is not possible (choose a multiple of 8 that divides every row)",
+    ),
+    ({"backend": "torchao", "symmetric": False}, "torchao: symmetric false is not possible with 8 bits (choose true)"),
+    (
+        {"backend": "torchao", "bits": 4, "symmetric": True},
+        "torchao: symmetric true is not possible with 4 bits (choose false)",
+    ),
+    (
+        {"backend": "torchao", "bits": 1, "symmetric": True},
+        "torchao: symmetric true is not possible with 1 bits (choose false)",
+    ),
+    ({"backend": "torchao", "double_quant": True}, "torchao: double_quant true is not possible (choose false)"),
+    (
+        {"backend": "none", "bits": 32, "format": "float", "embedding": 8},
+        "none: embedding 8 is not possible with 32 bits, which are the baseline (choose null)",
+    ),
+    (
+        {"backend": "none", "bits": 32, "format": "float", "conv": 8},
+        "none: conv 8 is not possible with 32 bits, which are the baseline (choose null)",
+    ),
+    (
+        {"backend": "none", "bits": 16, "format": "float", "encoder": 8},
+        "none: encoder 8 is not possible without quantization (choose null)",
+    ),
+    ({"backend": "gptq", "bits": 2}, "gptq: bits 2 is not possible (choose 8, 6, 5, 4 or 3)"),
+    ({"backend": "gptq", "bits": 7}, "gptq: bits 7 is not possible (choose 8, 6, 5, 4 or 3)"),
+    ({"backend": "gptq", "bits": 4, "format": "nf"}, "gptq: format nf is not possible (choose int)"),
+    (
+        {"backend": "gptq", "activations": "dynamic"},
+        "gptq: activations dynamic is not possible: it is weight-only (choose none)",
+    ),
+    ({"backend": "gptq", "granularity": "channel"}, "gptq: granularity channel is not possible (choose group)"),
+    ({"backend": "gptq", "group_size": 16}, "gptq: group_size 16 is not possible (choose 32, 64 or 128)"),
+    (
+        {"backend": "gptq", "symmetric": True},
+        "gptq: symmetric true is not possible: it always has zero points (choose false)",
+    ),
+    ({"backend": "gptq", "double_quant": True}, "gptq: double_quant true is not possible (choose false)"),
+    (
+        {"backend": "mixed"},
+        "mixed: budget and budget_mb are missing; give the checkpoint's size as one of them",
+    ),
+    (
+        {"backend": "mixed", "budget": 17.2, "budget_mb": 50.0},
+        "mixed: budget and budget_mb are both set; give the checkpoint's size as one of them",
+    ),
+    *(
+        (
+            {"backend": "mixed", "budget": 17.2, key: value},
+            f"mixed: {key} {value} is not possible: the budget decides (choose {choice})",
+        )
+        for key, value, choice in (
+            ("bits", 4, "8"),
+            ("encoder", 8, "null"),
+            ("decoder", 4, "null"),
+            ("layers", ["*.v_proj=8"], "[]"),
+            ("embedding", 8, "null"),
+            ("conv", 8, "null"),
+            ("group_size", 64, "null"),
+            ("granularity", "group", "null"),
+        )
+    ),
+    (
+        {"backend": "mixed", "budget": 17.2, "symmetric": True},
+        "mixed: symmetric true is not possible: the budget decides (choose null)",
+    ),
+    (
+        {"backend": "mixed", "budget": 17.2, "rest": "float32"},
+        "mixed: rest float32 is not possible (choose float16)",
+    ),
+    (
+        {"backend": "mixed", "budget": 17.2, "activations": "static"},
+        "mixed: activations static is not possible (choose none)",
     ),
 ]
 

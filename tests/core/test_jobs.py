@@ -24,13 +24,14 @@ def test_every_stage_of_a_variant_is_in_its_job() -> None:
     settings = params.read(ROOT)
     found = jobs.stages_of(settings)
     assert list(found) == [*settings.variants, "candidate", "other protocols"]
-    assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4"]
+    assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4", "agree@bnb-nf4"]
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     each = [name for name in stages if stages[name].get("foreach") == "${variants}"]
     names = [f"{name}@{variant}" for name in each for variant in settings.variants]
     names += [name for name in stages if "foreach" not in stages[name]]
-    last = {"download", "prepare", "fetch", "calibrate", "quantize@fp32", "compare", "plot"}
-    assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - last)
+    others = {"download", "prepare", "fetch", "calibrate", "sensitivity", "learn", "quantize@fp32", "reference"}
+    others |= {"compare", "plot"}
+    assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - others)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,8 @@ def results(study: Study) -> dict[str, Any]:
     for entry in stages.values():
         for kind in ("deps", "outs"):
             entry[kind] = [file for file in entry.get(kind, []) if not file["path"].startswith(timed)]
-    transcripts = (study.root / "reports/transcripts").glob("*.jsonl")
-    return {"stages": stages} | {file.name: file.read_bytes() for file in transcripts}
+    texts = [*(study.root / "reports/transcripts").glob("*.jsonl"), *(study.root / "reports/agreement").glob("*.json")]
+    return {"stages": stages} | {file.name: file.read_bytes() for file in texts}
 
 
 @pytest.fixture
@@ -119,7 +120,8 @@ def test_a_job_that_fails_does_not_hold_up_the_others(fresh: Study) -> None:
         "jobs: 1 of 6 jobs failed: hqq-int4; what they said stands above, the others are done"
     )
     fresh.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=64))
-    assert fresh.ran("repro") == ["compare", "plot", "quantize@hqq-int4", "score@hqq-int4", "transcribe@hqq-int4"]
+    again = [f"{stage}@hqq-int4" for stage in ("agree", "quantize", "score", "transcribe")]
+    assert fresh.ran("repro") == sorted(["compare", "plot", *again])
 
 
 @pytest.mark.slow

@@ -45,10 +45,18 @@ def test_every_key_that_may_be_missing_has_its_default(tmp_project: Project) -> 
         double_quant=False,
         include=["*"],
         exclude=["proj_out"],
+        encoder=None,
+        decoder=None,
+        layers=[],
+        embedding=None,
+        conv=None,
+        rest="float16",
+        budget=None,
+        budget_mb=None,
     )
 
 
-BACKENDS = "bnb, hqq, none, quanto, torch"
+BACKENDS = "bnb, gptq, hqq, mixed, none, quanto, torch, torchao"
 LAUGHS: Any = "x"  # a billion values; YAML writes them as aliases, in a few bytes
 for _ in range(9):
     LAUGHS = [LAUGHS] * 10
@@ -86,6 +94,21 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         (
             {"granularity": "channel", "group_size": 64},
             "candidate: group_size 64 goes with granularity 'group', not 'channel'",
+        ),
+        *(
+            ({"layers": [rule]}, f"candidate: layers: {rule!r} is no pattern and bits; write it as '*.v_proj=8'")
+            for rule in ("*.v_proj", "=8", "*.v_proj=", "*.v_proj=0", "*.v_proj=33", "*.v_proj=x", "*.v_proj=-8", "8")
+        ),
+        ({"layers": "*.v_proj=8"}, "candidate: layers is '*.v_proj=8', but it must be a list"),
+        ({"encoder": 0}, "candidate: encoder is 0, but at least 1 is needed"),
+        ({"decoder": "4"}, "candidate: decoder is '4', but it must be a whole number"),
+        ({"embedding": 7}, "candidate: embedding is 7, but it must be 8, 6, 5 or 4"),
+        ({"embedding": True}, "candidate: embedding is True, but it must be 8, 6, 5 or 4"),
+        ({"conv": 4}, "candidate: conv is 4, but it must be 8"),
+        ({"rest": "bfloat16"}, "candidate: rest is 'bfloat16', but it must be 'float16' or 'float32'"),
+        (
+            {"variants__mixed-50__rest": 16},
+            "variant 'mixed-50': rest is 16, but it must be 'float16' or 'float32'",
         ),
         (
             {"variants__hqq-int4": {"backend": "hqq", "group": 64}},
@@ -201,11 +224,53 @@ def test_the_first_mistake_is_one_sentence(changes: dict[str, Any], sentence: st
     with pytest.raises(UserError) as error:
         params.read()
     keys = (
-        "activations, backend, bits, calibration, corpora, corpus, decoding, device, double_quant, exclude, format, "
-        "granularity, group_size, include, latency, model, models, scoring, symmetric, variants"
+        "activations, backend, bits, budget, budget_mb, calibration, conv, corpora, corpus, decoder, decoding, device, "
+        "double_quant, embedding, encoder, exclude, format, granularity, group_size, include, latency, layers, model, "
+        "models, rest, scoring, symmetric, variants"
     )
     decoding = "batch_size, language, max_new_tokens, seed, suppress_non_speech, task"
     assert str(error.value) == sentence.replace("KEYS", keys).replace("DECODING", decoding)
+
+
+NO_BUDGETS: list[Any] = [0, -1, 0.0, float("inf"), float("nan"), "50", True, [50]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("budget", 101), *((key, value) for key in ("budget", "budget_mb") for value in NO_BUDGETS)]
+)
+def test_a_budget_that_is_none_is_one_sentence(key: str, value: Any, tmp_project: Project) -> None:
+    tmp_project.set(**{key: value})
+    with pytest.raises(UserError) as error:
+        params.read()
+    sentence = str(error.value)
+    assert sentence.startswith(f"candidate: {key} is {value!r}, but ")
+    assert not sentence.endswith("of another kind")  # which does not tell what would do
+
+
+@pytest.mark.parametrize("value", [17, 17.2, 100, 0.5])
+def test_a_budget_is_any_number_that_can_be_one(value: float, tmp_project: Project) -> None:
+    """As `-S budget_mb=50` writes it: a whole number."""
+    tmp_project.set(backend="mixed", budget=value)
+    assert params.read().candidate.budget == value
+    tmp_project.set(budget=None, budget_mb=value)
+    assert params.read().candidate.budget_mb == value
+
+
+def test_the_bits_of_a_layer_are_those_of_its_last_rule_its_part_or_the_variants() -> None:
+    rules = ["*.v_proj=8", "model.decoder.*.v_proj=6", "*.0.fc1=3"]
+    variant = params.Variant("gptq", 4, encoder=5, layers=rules)
+    bits = {
+        "model.encoder.layers.1.fc2": 5,
+        "model.decoder.layers.1.fc2": 4,
+        "model.encoder.layers.1.self_attn.v_proj": 8,
+        "model.decoder.layers.1.encoder_attn.v_proj": 6,
+        "model.encoder.layers.0.fc1": 3,
+        "model.decoder.layers.0.fc1": 3,
+        "proj_out": 4,
+    }
+    assert {layer: variant.bits_of(layer) for layer in bits} == bits
+    assert params.Variant("gptq", 4, encoder=5, decoder=3).bits_of("model.decoder.layers.0.fc1") == 3
+    assert params.Variant("gptq", 4, layers=rules[::-1]).bits_of("model.decoder.layers.1.self_attn.v_proj") == 8
 
 
 @pytest.mark.parametrize(

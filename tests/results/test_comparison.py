@@ -72,6 +72,16 @@ def timings(total: int, **variant: Any) -> comparison.Json:
     }
 
 
+def agreements(scores: comparison.Json, kl: float = 0.0, flips: int = 0, tokens: int = 10) -> comparison.Json:
+    """Return the agreement with fp32 of a variant with these scores: in each utterance the same sums."""
+    same = {"tokens": tokens, "kl": kl, "flips": flips, "log_likelihood": -kl}
+    rates = {"tokens": tokens, "kl": kl / tokens, "kl_p99": kl, "flips": 100 * flips / tokens, "log_likelihood": -kl}
+    return {
+        "splits": dict.fromkeys(scores["splits"], rates),
+        "utterances": [{key: u[key] for key in ("id", "split", "speaker")} | same for u in scores["utterances"]],
+    }
+
+
 def word_errors(
     wrong: dict[str, list[int]], words: list[int], speakers: Sequence[str | None], resamples: int = 2000
 ) -> dict[str, comparison.Row]:
@@ -174,7 +184,9 @@ def silent(*inserted: int) -> comparison.Json:
 def table(**scores: comparison.Json) -> dict[tuple[str, str], comparison.Row]:
     """Return the rows of results.csv by variant and split."""
     sizes = {name: timings(100, backend="hqq") for name in scores}
-    return {(row["variant"], row["split"]): row for row in comparison.rows(scores, sizes, resamples=1000, seed=0)}
+    agreed = {name: agreements(of) for name, of in scores.items()}
+    rows = comparison.rows(scores, agreed, sizes, resamples=1000, seed=0)
+    return {(row["variant"], row["split"]): row for row in rows}
 
 
 def test_where_nothing_is_said_inserted_words_per_minute_are_compared() -> None:
@@ -223,6 +235,8 @@ def test_metrics_hold_the_measure_of_each_split() -> None:
         "wer_delta": 10.0,
         "wer_delta_low": 10.0,
         "wer_delta_high": 10.0,
+        "kl": 0.0,
+        "flips": 0.0,
     }
     assert metrics["silence"] == {
         "insertions_per_minute": 0.0,
@@ -231,6 +245,8 @@ def test_metrics_hold_the_measure_of_each_split() -> None:
         "insertions_per_minute_delta": 0.0,
         "insertions_per_minute_delta_low": 0.0,
         "insertions_per_minute_delta_high": 0.0,
+        "kl": 0.0,
+        "flips": 0.0,
     }
     *_, clean, silence = csv.DictReader(tables.to_csv(list(rows)).splitlines())
     assert (clean["insertions_per_minute_delta"], silence["wer_delta"], silence["wer"]) == ("", "", "")
@@ -267,7 +283,7 @@ def test_sizes() -> None:
 
 def test_the_candidate_is_told_by_its_measure_and_its_change() -> None:
     rows = [
-        {"variant": variant, "split": split, "size_mb": size, "measure": measure, measure: rate}
+        {"variant": variant, "split": split, "size_mb": size, "measure": measure, measure: rate, "kl": 0.000712}
         | {f"{measure}_delta{bound}": value for bound, value in zip(("", "_low", "_high"), change, strict=True)}
         for variant, split, size, measure, rate, change in (
             ("fp32", "clean", 151.06, "wer", 4.225, (0.0, 0.0, 0.0)),
@@ -277,6 +293,6 @@ def test_the_candidate_is_told_by_its_measure_and_its_change() -> None:
     ]
     assert comparison.candidate(rows) == {
         "size_mb": 101.7,
-        "clean": {"wer": 1.408, "vs_fp32": "-2.82 [-13.62, +7.99]"},
-        "silence": {"insertions_per_minute": 0.5, "vs_fp32": "+0.00 [+0.00, +0.00]"},
+        "clean": {"wer": 1.408, "vs_fp32": "-2.82 [-13.62, +7.99]", "kl": 0.000712},
+        "silence": {"insertions_per_minute": 0.5, "vs_fp32": "+0.00 [+0.00, +0.00]", "kl": 0.000712},
     }

@@ -1,8 +1,11 @@
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from pipeline.results import figures
+from pipeline.results import figures, tables
+from tests import made
 from tests.made import FP32, NOT_SIGNIFICANT, Row, frame
 
 
@@ -150,3 +153,61 @@ def test_figures_of_both_kinds_of_splits_name_both_rates() -> None:
     assert [axes.get_xlabel() for axes in bars.axes] == ["word error rate, %", "inserted words per minute"]
     names = [text.get_text() for text in scatter.legends[0].texts]
     assert "best WER or insertion rate at its size (Pareto front)" in names
+
+
+def cells(text: str, folder: Path) -> dict[str, list[list[str]]]:
+    """Return what the heat map of a sensitivity.csv says in its rows, by title of the panel."""
+    (folder / "sensitivity.csv").write_text(text)
+    *panels, bar = figures.sensitivity(tables.read(folder / "sensitivity.csv")).axes
+    assert bar.get_ylabel() == "KL divergence to expect, 0.001 nats a token"
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == figures.KINDS
+    found = {}
+    for axes in panels:
+        texts = {text.get_position(): text.get_text() for text in axes.texts}
+        layers = range(len(axes.get_xticks()))
+        found[axes.get_title()] = [[texts[layer, kind] for layer in layers] for kind in range(len(figures.KINDS))]
+    return found
+
+
+def test_the_heat_map_has_a_cell_for_each_layer(tmp_path: Path) -> None:
+    found = cells(made.sensitivity(encoder=3, decoder=2), tmp_path)
+    attention, none = ["0.40", "0.80", "1.6"], [""] * 3
+    assert found == {
+        "encoder": [*[attention] * 4, *[none] * 4, *[attention] * 2],
+        "decoder": [["0.40", "0.80"]] * 10,
+    }
+
+
+def test_the_heat_map_tells_the_head_apart(tmp_path: Path) -> None:
+    """It has no place among the layers; its colour would make all others dark."""
+    (tmp_path / "sensitivity.csv").write_text(made.sensitivity().replace("4096,0.0004\n", "4096,0.0766243\n"))
+    table = tables.read(tmp_path / "sensitivity.csv")
+    table.loc[table.kind != "head", "kl_4bit"] = [0.0004 * 2**number for number in table.number.dropna()]
+    figure = figures.sensitivity(table)
+    assert figure.get_suptitle() == "Each layer alone rounded to 4 bits (the output head: 77)"
+    assert figure.axes[-1].get_ylim() == pytest.approx((0.4, 0.8))
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(1, 1), (32, 2)])
+@pytest.mark.parametrize("kl", [0.0, 0.25, 1e-9])
+def test_the_heat_map_of_any_model_can_be_drawn(encoder: int, decoder: int, kl: float, tmp_path: Path) -> None:
+    (tmp_path / "sensitivity.csv").write_text(made.sensitivity(encoder, decoder, kl))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.sensitivity(tables.read(tmp_path / "sensitivity.csv")).draw_without_rendering()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.0000002, "0.000"),
+        (0.0141, "0.014"),
+        (0.2634, "0.26"),
+        (2.556, "2.6"),
+        (12.85, "13"),
+        (250, "250"),
+    ],
+)
+def test_cells_have_two_digits_that_tell(value: float, text: str, tmp_path: Path) -> None:
+    assert cells(made.sensitivity(1, 1, value / 1000), tmp_path)["encoder"][0] == [text]

@@ -45,6 +45,8 @@ FP32: Row = made.FP32 | {
     "interval_unit": "speaker",
     "verdict": "baseline",
     "smallest_detectable": None,
+    "kl": 0.0,
+    "flips": 0.0,
     "rtfx": 7.25,
 }
 INT8 = FP32 | {
@@ -60,6 +62,8 @@ INT8 = FP32 | {
     "delta_high": 0.02,
     "verdict": "no significant difference",
     "smallest_detectable": 0.091,
+    "kl": 0.000712,
+    "flips": 0.52,
 }
 INT2 = FP32 | {
     "variant": "torch-int8-dynamic-tensor",
@@ -76,6 +80,8 @@ INT2 = FP32 | {
     "delta_high": 1050.6,
     "verdict": "worse",
     "smallest_detectable": 70.25,
+    "kl": 12.345,
+    "flips": 99.96,
 }
 
 
@@ -86,26 +92,31 @@ def test_table_of_two_splits(shown: Shown) -> None:
     ]
     assert shown(FP32, few[0], INT8, few[1]) == (
         "test-clean: 2,620 utterances of 40 speakers, 52,576 words; intervals by speaker\n"
-        "variant         MB  saved  WER %          95 %  vs fp32            95 %  verdict   shows  loops  RTFx\n"
-        "fp32         966.9   0.0%   3.43  [3.20, 3.70]                           baseline             0   7.2\n"
-        "quanto-int8  412.2  57.4%   3.41  [3.18, 3.69]    -0.02  [-0.06, +0.02]  n.s.       0.09      0   7.2\n"
+        "variant         MB  saved  WER %  vs fp32            95 %  verdict   shows      KL  flips  loops  RTFx\n"
+        "fp32         966.9   0.0%   3.43                           baseline                            0   7.2\n"
+        "quanto-int8  412.2  57.4%   3.41    -0.02  [-0.06, +0.02]  n.s.       0.09  0.0007   0.5%      0   7.2\n"
         "\n"
         "librivox: 5 utterances of 1 speaker, 76 words; intervals by utterance "
         "(fewer than 30 utterances: a rough guess)\n"
-        "variant         MB  saved  WER %          95 %  vs fp32            95 %  verdict   shows  loops  RTFx\n"
-        "fp32         966.9   0.0%   3.43  [3.20, 3.70]                           baseline             0   7.2\n"
-        "quanto-int8  412.2  57.4%   3.41  [3.18, 3.69]    -0.02  [-0.06, +0.02]  n.s.       0.09      0   7.2"
+        "variant         MB  saved  WER %  vs fp32            95 %  verdict   shows      KL  flips  loops  RTFx\n"
+        "fp32         966.9   0.0%   3.43                           baseline                            0   7.2\n"
+        "quanto-int8  412.2  57.4%   3.41    -0.02  [-0.06, +0.02]  n.s.       0.09  0.0007   0.5%      0   7.2"
     )
+
+
+def test_results_of_before_divergence_was_measured_are_shown(shown: Shown) -> None:
+    *_, last = shown(FP32, INT8 | {"kl": None, "flips": None}).splitlines()
+    assert last == "quanto-int8  412.2  57.4%   3.41    -0.02  [-0.06, +0.02]  n.s.       0.09                 0   7.2"
 
 
 def test_loops_are_told_beside_the_rate_without_them(shown: Shown) -> None:
     none_left = INT8 | {"looping": 2620, "wer_without_loops": None}
     lines = shown(FP32, INT2, none_left).splitlines()[1:]
     assert [line[lines[0].index("verdict") :] for line in lines] == [
-        "verdict  shows loops no loops RTFx",
-        "baseline           0           7.2",
-        "worse    70.25  1999    612.5  7.2",
-        "n.s.      0.09  2620        -  7.2",
+        "verdict  shows     KL  flips loops no loops RTFx",
+        "baseline                         0           7.2",
+        "worse    70.25  12.35 100.0%  1999    612.5  7.2",
+        "n.s.      0.09 0.0007   0.5%  2620        -  7.2",
     ]
     assert "no loops" not in shown(FP32, none_left)  # nothing but that dash would stand there
 
@@ -135,12 +146,19 @@ SILENT_INT2 = INT2 | {name: SILENT[name] for name in ("split", "utterances", "wo
 
 def test_a_split_without_words_is_told_in_words_per_minute(shown: Shown) -> None:
     silent_int8 = SILENT | {"variant": "quanto-int8", "rate": 12.5, "rate_low": 5.0, "rate_high": 31.25}
-    silent_int8 = silent_int8 | {"verdict": "worse", "delta": 12.5, "delta_low": 1.0, "delta_high": 24.0}
+    silent_int8 = silent_int8 | {
+        "verdict": "worse",
+        "kl": 0.01,
+        "flips": 1.0,
+        "delta": 12.5,
+        "delta_low": 1.0,
+        "delta_high": 24.0,
+    }
     assert shown(SILENT, silent_int8) == (
         "silence: 36 recordings without speech, 9.6 minutes; intervals by utterance\n"
-        "variant         MB  saved  I/min           95 %  vs fp32             95 %  verdict   shows  loops  RTFx\n"
-        "fp32         966.9   0.0%   0.00   [0.00, 0.00]                            baseline             0   7.2\n"
-        "quanto-int8  966.9   0.0%  12.50  [5.00, 31.25]   +12.50  [+1.00, +24.00]  worse                0   7.2"
+        "variant         MB  saved  I/min  vs fp32             95 %  verdict   shows      KL  flips  loops  RTFx\n"
+        "fp32         966.9   0.0%   0.00                            baseline                            0   7.2\n"
+        "quanto-int8  966.9   0.0%  12.50   +12.50  [+1.00, +24.00]  worse            0.0100   1.0%      0   7.2"
     )
 
 
@@ -171,12 +189,14 @@ def test_main_says_what_the_columns_mean_and_where_the_figures_are(capsys: pytes
     results.main()
     assert capsys.readouterr().out == (
         "test-clean: 2,620 utterances of 40 speakers, 52,576 words; intervals by speaker\n"
-        "variant     MB  saved  WER %          95 %  vs fp32  95 %  verdict   shows  loops  RTFx\n"
-        "fp32     966.9   0.0%   3.43  [3.20, 3.70]                 baseline             0   7.2\n"
+        "variant     MB  saved  WER %  vs fp32  95 %  verdict   shows  KL  flips  loops  RTFx\n"
+        "fp32     966.9   0.0%   3.43                 baseline                        0   7.2\n"
         "\n"
-        "95 %: bootstrap intervals, paired where against fp32, by speaker or utterance as said above.\n"
+        "95 %: bootstrap interval of the difference to fp32, paired, by speaker or utterance as said above.\n"
         "Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.\n"
         "Shows: the true difference that this corpus would find significant in four cases of five.\n"
+        "KL: how far its next tokens' distributions are from fp32's, nats a token; "
+        "flips: tokens whose likeliest is another.\n"
         "Made on: A processor.\n"
         "Figures: reports/figures/wer_vs_size.png and reports/figures/wer.png; everything known: reports/results.csv\n"
     )

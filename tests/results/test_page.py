@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def test_what_was_done(folder: Path) -> None:
         "- Scoring: normalizer english, resamples 10000, seed 0. Intervals: bootstrap, 95 %, by speaker, paired if "
         "against fp32. Verdicts stand after Holm's correction over all variants, intervals are not corrected.\n"
         "- Machine: A processor, cpu, 2 threads.\n"
-        "- Software: python 3.11.7, torch 2.13.0+cpu, optimum-quanto 0.2.7, hqq 0.2.8, bitsandbytes 0.50.2.\n"
+        "- Software: python 3.11.7, torch 2.13.0+cpu, optimum-quanto 0.2.7, hqq 0.2.8, bitsandbytes 0.50.2, "
+        "torchao 0.18.0.\n"
         "\n"
         "[environment.json](environment.json) has the commit, the date and every installed package, "
         "[utterances.txt](utterances.txt) what\n"
@@ -213,6 +215,13 @@ def test_jobs_that_shared_the_machine_are_told(tmp_path: Path) -> None:
     found = sections(page.text(made.write(tmp_path / "base", lines), "base"))
     assert "- Machine: A processor, cpu, 2 threads, one of 4 jobs at once.\n" in found[""]
     assert "are of one machine, which several jobs shared: each was slower than alone; a CPU" in found["Limits"]
+
+
+def test_a_library_that_an_earlier_study_does_not_know_is_left_out(tmp_path: Path) -> None:
+    folder = made.write(tmp_path / "base")
+    packages = {name: version for name, version in made.PACKAGES.items() if name != "torchao"}
+    (folder / "environment.json").write_text(json.dumps({"python": made.PYTHON, "packages": packages}))
+    assert "hqq 0.2.8, bitsandbytes 0.50.2.\n" in page.text(folder, "base")
 
 
 def test_whole_and_limited_corpora(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ TABLES = sorted([*ROOT.glob("reports/*.csv"), *ROOT.glob("studies/*/*.csv")])
         ("versions_optimum-quanto", True),
         ("group_size", True),
         ("instructions", True),
+        ("kl", True),
+        ("kl_low", True),
+        ("flips_high", True),
         ("ber", False),
         ("ber_low", False),
         ("_low", False),
@@ -43,10 +46,16 @@ def test_a_column_that_is_not_documented_is_not_written() -> None:
 
 def test_rounding_keeps_what_can_be_told_apart() -> None:
     row = {"variant": "a", "words": 1204, "wer": 4.152823920265781, "wer_delta": -0.0001}
-    row |= {"p_value_speaker": 0.00035999999, "mapsswe_p": 0.00123456, "p_holm": None}
+    row |= {
+        "p_value_speaker": 0.00035999999,
+        "mapsswe_p": 0.00123456,
+        "p_holm": None,
+        "kl": 0.00071239,
+        "flips": 0.5219,
+    }
     assert json.dumps(tables.rounded(row)) == (
         '{"variant": "a", "words": 1204, "wer": 4.153, "wer_delta": 0.0, "p_value_speaker": 0.00036, '
-        '"mapsswe_p": 0.001235, "p_holm": null}'
+        '"mapsswe_p": 0.001235, "p_holm": null, "kl": 0.000712, "flips": 0.522}'
     )
 
 
@@ -77,6 +86,7 @@ def test_what_earlier_studies_do_not_tell() -> None:
     row = next(tables.read(ROOT / "studies/base/results.csv").itertuples())
     assert (row.jobs, row.instructions) == (1, "")
     assert row.split_utterances != row.split_utterances
+    assert (row.kl == row.kl, row.flips == row.flips, row.tokens == row.tokens) == (False,) * 3
     assert (row.rate, row.rate_low, row.delta_high) == (row.wer, row.wer_low, 0.0)
 
 

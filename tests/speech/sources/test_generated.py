@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline import compare, download, plot, prepare, score
+from pipeline import agree, compare, download, plot, prepare, score
 from pipeline.core import files, params
 from pipeline.core.errors import UserError
 from pipeline.core.params import Corpus
@@ -19,6 +19,7 @@ from pipeline.speech import corpus, sources
 from pipeline.speech.sources import generated
 from tests import made
 from tests.conftest import Project, encode, noise
+from tests.results.test_comparison import agreements
 
 MADE = Corpus(source="generated", splits=["silence", "noise"], limit=12)
 
@@ -160,6 +161,8 @@ def test_the_way_to_metrics_table_and_figures(tmp_project: Project, capsys: pyte
         ]
         files.write_text(Path(f"reports/transcripts/{name}.jsonl"), "".join(f"{json.dumps(line)}\n" for line in lines))
         score.main(name)
+        scored = json.loads(Path(f"reports/scores/{name}.json").read_text())
+        files.write_json(agree.file(name), agreements(scored))
         timed = made.timings(params.read().variant(name), 1_000_000, corpus.split_utterances(corpus.CORPUS))
         files.write_json(Path(f"reports/timings/{name}.json"), timed)
     compare.main()
@@ -170,7 +173,7 @@ def test_the_way_to_metrics_table_and_figures(tmp_project: Project, capsys: pyte
     minutes = sum(utterance.duration for utterance in utterances if utterance.split == "silence") / 60
     metrics = json.loads(compare.METRICS.read_text())
     assert list(metrics["hqq-int4"]) == ["size_mb", "size_reduction", "noise", "silence"]
-    assert list(metrics["hqq-int4"]["noise"].values()) == [0.0] * 6
+    assert list(metrics["hqq-int4"]["noise"].values()) == [0.0] * 8
     silence = metrics["hqq-int4"]["silence"]
     assert silence["insertions_per_minute"] == silence["insertions_per_minute_delta"]
     assert silence["insertions_per_minute"] == pytest.approx(2 * 24 / minutes, abs=0.001)  # 24 of 36 are hisses
