@@ -47,7 +47,7 @@ CHOICES: dict[str, tuple[Callable[[Any], object], str, str]] = {
     ),
     "backend": (
         lambda raw: raw.update(backend="hhq"),
-        "[Errno 2] No such file or directory: 'STUDY/pipeline/backends/hhq.py'",
+        "[Errno 2] No such file or directory: 'STUDY/data/learned/hhq'",
         "settings: candidate: unknown backend 'hhq' (did you mean 'hqq'?)",
     ),
 }
