@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pipeline import calibrate
-from pipeline.core import files
+from pipeline.core import files, manifest
 from pipeline.speech.corpus import Utterance
 from pipeline.whisper import decoding, network
 from pipeline.whisper.formats import configs
@@ -157,3 +157,14 @@ def write_shard(shard: Path, split: str, sounds: "Mapping[str, NDArray[np.int16]
     ]
     shard.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=prepare.schema(len(rows))), shard)
+
+
+def break_weights(checkpoint: Path) -> None:
+    """Put a NaN among a quantized checkpoint's weights, and record the file as it is now: its logits are all NaN."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.decoder.layer_norm.weight"][0] = float("nan")
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    facts = json.loads((checkpoint / "checkpoint.json").read_text())
+    del facts["files"]
+    (checkpoint / "checkpoint.json").unlink()
+    manifest.write(checkpoint, facts)
