@@ -102,23 +102,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     reference.main()
     whole = [path.read_bytes() for path in sorted(Path("data/reference").iterdir())]
-    hear = decoding.transcribe
-    left = 3
-
-    def some(*arguments: Any) -> list[decoding.Heard]:
-        nonlocal left
-        if not left:
-            raise KeyboardInterrupt
-        left -= 1
-        return hear(*arguments)
-
+    some = toy.Interrupted(3)
     monkeypatch.setattr(decoding, "transcribe", some)
     with pytest.raises(KeyboardInterrupt):
         reference.main()
-    left = 1  # batches: one of the first shard, two of the second, one of the last
+    some.left = 1  # batches: one of the first shard, two of the second, one of the last
     capsys.readouterr()
     reference.main()
-    assert left == 0
+    assert some.left == 0
     assert capsys.readouterr().out.startswith("reference: kept 4 utterances")
     assert [path.read_bytes() for path in sorted(Path("data/reference").iterdir())] == whole
     pieces.remove_finished(project.root)

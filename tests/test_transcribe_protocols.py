@@ -1,7 +1,6 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,22 +47,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(project: Project, monkeypat
     transcribe_protocols.main()
     file = project.root / "reports/protocols.jsonl"
     whole = file.read_bytes()
-    hear = decoding.transcribe
-    left = 5  # batches: with suppression four, without it one of four
-
-    def some(*arguments: Any) -> list[decoding.Heard]:
-        nonlocal left
-        if not left:
-            raise KeyboardInterrupt
-        left -= 1
-        return hear(*arguments)
-
+    some = toy.Interrupted(5)  # batches: with suppression four, without it one of four
     monkeypatch.setattr(decoding, "transcribe", some)
     with pytest.raises(KeyboardInterrupt):
         transcribe_protocols.main()
-    left = 3  # no more are needed
+    some.left = 3  # no more are needed
     transcribe_protocols.main()
-    assert left == 0
+    assert some.left == 0
     assert file.read_bytes() == whole
     pieces.remove_finished(project.root)
     assert sorted(path.name for path in (project.root / "reports").iterdir()) == ["protocols.jsonl"]
