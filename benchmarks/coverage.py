@@ -27,8 +27,8 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.results import statistics
-from pipeline.results.statistics import Floats, Ints
+from pipeline.scoring import statistics
+from pipeline.scoring.statistics import Floats, Ints
 
 RESAMPLES = 1000
 """As few as params.yaml allows: the more, the better."""

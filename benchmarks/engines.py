@@ -25,8 +25,10 @@ from pipeline import fetch
 from pipeline.core import files, machine, params
 from pipeline.results import tables
 from pipeline.speech import corpus
-from pipeline.whisper import BASELINE, decoding, mel, network, weights
-from pipeline.whisper.mel import Samples
+from pipeline.whisper import BASELINE
+from pipeline.whisper.inference import decoding, mel
+from pipeline.whisper.inference.mel import Samples
+from pipeline.whisper.model import network, weights
 
 COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
 """CTranslate2's, by what we call them."""

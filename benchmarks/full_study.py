@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from pipeline.core import params
-from pipeline.whisper.network import Config, Whisper
+from pipeline.whisper.model.network import Config, Whisper
 
 SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12), "medium": (1024, 24, 16)}
 """Width, layers and heads (Radford et al. 2022, table 1)."""

@@ -19,7 +19,7 @@ from benchmarks.full_study import median
 from pipeline import backends
 from pipeline.core import manifest, params
 from pipeline.core.params import BASELINE
-from pipeline.whisper.network import Whisper
+from pipeline.whisper.model.network import Whisper
 
 POSITIONS = 64
 """Tokens that the caches have room for: more than the steps timed."""

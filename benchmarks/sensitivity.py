@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from pipeline.core import params
 from pipeline.sensitivity import place
 from pipeline.speech import corpus
-from pipeline.whisper import BASELINE, agreement, decoding, packing, rounding, sensitivity, weights
-from pipeline.whisper.network import Whisper
+from pipeline.whisper import BASELINE, agreement
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import packing, weights
+from pipeline.whisper.model.network import Whisper
+from pipeline.whisper.quantization import rounding, sensitivity
 
 BITS = 4
 

@@ -22,8 +22,10 @@ from torch import Tensor
 from pipeline import backends, quantize
 from pipeline.core.params import Variant
 from pipeline.speech import corpus
-from pipeline.whisper import BASELINE, decoding, mel, weights
-from pipeline.whisper.network import Whisper
+from pipeline.whisper import BASELINE
+from pipeline.whisper.inference import decoding, mel
+from pipeline.whisper.model import weights
+from pipeline.whisper.model.network import Whisper
 
 VARIANTS = {"torch.ao": Variant("torch", activations="dynamic"), "torchao": Variant("torchao", activations="dynamic")}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
-    from pipeline.whisper.network import Whisper
+    from pipeline.whisper.model.network import Whisper
 
 Row = dict[str, Any]
 
@@ -70,7 +70,8 @@ def agree(variant: str, model: "Whisper", head: "Tensor", shard: Path, reference
     """
     import torch
 
-    from pipeline.whisper import agreement, decoding
+    from pipeline.whisper import agreement
+    from pipeline.whisper.inference import decoding
 
     device = str(model.device)
     barred = agreement.barred(reference, len(head), device)

@@ -9,7 +9,10 @@ def main() -> None:
 
     from pipeline.core import params
     from pipeline.speech import corpus
-    from pipeline.whisper import BASELINE, calibration, decoding, weights
+    from pipeline.whisper import BASELINE
+    from pipeline.whisper.inference import decoding
+    from pipeline.whisper.model import weights
+    from pipeline.whisper.quantization import calibration
 
     settings = params.read()
     model = weights.load(BASELINE)

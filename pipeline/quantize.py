@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline import backends
     from pipeline.core.params import Variant
-    from pipeline.whisper.network import Whisper
+    from pipeline.whisper.model.network import Whisper
 
 
 def main(variant: str) -> None:
@@ -28,10 +28,13 @@ def main(variant: str) -> None:
 
     from tqdm import tqdm
 
-    from pipeline.whisper import BASELINE, calibration, weights
+    from pipeline.whisper import BASELINE
+    from pipeline.whisper.model import weights
+    from pipeline.whisper.quantization import calibration, sensitivity
 
     model = weights.load(BASELINE)
-    learns = settings.activations == "static" or settings.backend in ("gptq", "mixed")
+    lesson = backends.get(settings.backend).LEARNS
+    learns = settings.activations == "static" or lesson == str(sensitivity.PATH)
     heard = calibration.ids() if learns else []
 
     def calibrate(watched: "Whisper") -> None:
@@ -58,7 +61,7 @@ def quantize(
     where a layer does not fit, or was left as it is.
     """
     from pipeline import backends
-    from pipeline.whisper import packing
+    from pipeline.whisper.model import packing
 
     backend = backends.get(settings.backend)
     made = backend.supports(settings)
@@ -93,7 +96,8 @@ def save(
 ) -> dict[str, Any]:
     """Write a checkpoint of what `quantize` has made, whole or not at all; return its manifest."""
     from pipeline import backends
-    from pipeline.whisper import checkpoint, packing
+    from pipeline.whisper.model import packing
+    from pipeline.whisper.quantization import checkpoint
 
     def write(partial: Path) -> None:
         backends.get(made.backend).save(model, made, partial)
@@ -106,7 +110,8 @@ def _rest(model: "Whisper", settings: "Variant", chosen: Sequence[str]) -> None:
     """Round what no library takes: the token embedding, with the head that is tied to it, and the convolutions."""
     import torch
 
-    from pipeline.whisper import packing, rounding
+    from pipeline.whisper.model import packing
+    from pipeline.whisper.quantization import rounding
 
     decoder, encoder = model.model.decoder, model.model.encoder
     wanted = [

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from pipeline.core.params import Decoding
     from pipeline.whisper.agreement import Window
-    from pipeline.whisper.decoding import Vocabulary
-    from pipeline.whisper.network import Whisper
+    from pipeline.whisper.inference.decoding import Vocabulary
+    from pipeline.whisper.model.network import Whisper
 
 Sequences = dict[str, list[list[int]]]
 """By utterance, of each of its windows: the prompt, the tokens and, unless there were too many, the end."""
@@ -29,7 +29,9 @@ def main() -> None:
     how = settings.decoding
 
     from pipeline import backends
-    from pipeline.whisper import agreement, decoding, weights
+    from pipeline.whisper import agreement
+    from pipeline.whisper.inference import decoding
+    from pipeline.whisper.model import weights
 
     folder = Path("models") / params.BASELINE
     decided = {"checkpoint": manifest.verify(folder), "decoding": vars(how)}
@@ -59,7 +61,7 @@ def main() -> None:
 
 def hear(shard: Path, model: "Whisper", vocabulary: "Vocabulary", how: "Decoding", progress: "tqdm[Any]") -> Sequences:
     """Return what the model writes of a shard's utterances."""
-    from pipeline.whisper import decoding
+    from pipeline.whisper.inference import decoding
 
     found: Sequences = {}
     most = decoding.most(model, vocabulary, how.max_new_tokens)
@@ -79,7 +81,8 @@ def windows(shard: Path, model: "Whisper", said: Sequences, prompt: int, progres
 
     Those of decoding, token by token and in a batch, differ in their last digits.
     """
-    from pipeline.whisper import agreement, decoding
+    from pipeline.whisper import agreement
+    from pipeline.whisper.inference import decoding
 
     for utterance in corpus.read_shard(shard):
         for features, tokens in zip(decoding.windows(model, utterance), said[utterance.id], strict=True):

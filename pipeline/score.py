@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 from pipeline.core import files, params, stage
-from pipeline.results import normalizers, wer
+from pipeline.scoring import normalizers, wer
 
 TRANSCRIPTS = Path("reports/transcripts")
 SCORES = Path("reports/scores")

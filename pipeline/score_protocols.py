@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import files, params, stage
-from pipeline.results import normalizers, statistics, tables, wer
+from pipeline.results import tables
+from pipeline.scoring import normalizers, statistics, wer
 
 TRANSCRIPTS = Path("reports/protocols.jsonl")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core import files, stage
 
 if TYPE_CHECKING:
-    from pipeline.whisper.network import Whisper
-    from pipeline.whisper.sensitivity import Layer
+    from pipeline.whisper.model.network import Whisper
+    from pipeline.whisper.quantization.sensitivity import Layer
 
 _KINDS = {"self_attn": "self", "encoder_attn": "cross"}
 
@@ -19,7 +19,10 @@ def main() -> None:
 
     from pipeline.core import params
     from pipeline.results import tables
-    from pipeline.whisper import BASELINE, calibration, decoding, sensitivity, weights
+    from pipeline.whisper import BASELINE
+    from pipeline.whisper.inference import decoding
+    from pipeline.whisper.model import weights
+    from pipeline.whisper.quantization import calibration, sensitivity
 
     how = params.read().decoding
     model = weights.load(BASELINE)
@@ -34,7 +37,7 @@ def main() -> None:
 
 def rows(model: "Whisper", layers: "Mapping[str, Layer]") -> list[dict[str, Any]]:
     """Return the lines of sensitivity.csv: each layer's place in the model, and what rounding it to 4 bits would do."""
-    from pipeline.whisper import rounding
+    from pipeline.whisper.quantization import rounding
 
     found = []
     for name, layer in layers.items():

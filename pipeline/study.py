@@ -23,9 +23,10 @@ from pipeline import compare, score
 from pipeline.core import files, outside, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
-from pipeline.results import figures, page, tables, wer
+from pipeline.results import figures, page, tables
 from pipeline.results.findings import ENVIRONMENT
 from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS, SENSITIVITY
+from pipeline.scoring import wer
 
 STUDIES = Path("studies")
 OPTIONAL = (PROTOCOL, ENGINES, SENSITIVITY)  # tables that a study has where they were measured

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pipeline.core import params
-    from pipeline.whisper.decoding import Vocabulary
-    from pipeline.whisper.network import Whisper
+    from pipeline.whisper.inference.decoding import Vocabulary
+    from pipeline.whisper.model.network import Whisper
 
 PERCENTILES = (50, 90, 95)
 
@@ -32,7 +32,7 @@ class Transcriber:
 
     def warm_up(self, utterance: corpus.Utterance) -> None:
         """Transcribe the first window: kernels are chosen and packed at first use."""
-        from pipeline.whisper import decoding
+        from pipeline.whisper.inference import decoding
 
         with naming(self.variant):
             decoding.transcript(self.model, utterance, self.vocabulary)
@@ -42,7 +42,7 @@ class Transcriber:
 
         Raises UserError where the model's logits are not numbers.
         """
-        from pipeline.whisper import decoding
+        from pipeline.whisper.inference import decoding
 
         how = self.settings
         machine.synchronize(self.device)
@@ -65,7 +65,7 @@ def main(variant: str) -> None:
     import torch
 
     from pipeline import backends
-    from pipeline.whisper import decoding
+    from pipeline.whisper.inference import decoding
 
     folder, output = Path("models") / variant, Path(f"reports/transcripts/{variant}.jsonl")
     checkpoint = manifest.verify(folder)
@@ -162,7 +162,7 @@ def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str
 
 def transcribe(shard: Path, transcriber: Transcriber, progress: "tqdm[Any]") -> dict[str, Any]:
     """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
-    from pipeline.whisper import decoding
+    from pipeline.whisper.inference import decoding
 
     rows: list[dict[str, str | float]] = []
     audio = spent = 0.0

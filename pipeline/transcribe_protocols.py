@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pipeline.core.params import Decoding
-    from pipeline.whisper.decoding import Vocabulary
-    from pipeline.whisper.network import Whisper
+    from pipeline.whisper.inference.decoding import Vocabulary
+    from pipeline.whisper.model.network import Whisper
 
 Line = dict[str, Any]
 
@@ -34,7 +34,8 @@ def main() -> None:
     own = settings.decoding
 
     from pipeline import backends
-    from pipeline.whisper import decoding, weights
+    from pipeline.whisper.inference import decoding
+    from pipeline.whisper.model import weights
 
     folder = Path("models") / params.BASELINE
     decided = {"checkpoint": manifest.verify(folder), "decoding": vars(own)}
@@ -65,7 +66,7 @@ def lines(
 
     Greedy decoding to fewer tokens is the beginning of greedy decoding to more: one pass serves all limits.
     """
-    from pipeline.whisper import decoding
+    from pipeline.whisper.inference import decoding
 
     limits = sorted({own.max_new_tokens, *TOKENS})
     table = []

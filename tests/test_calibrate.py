@@ -5,7 +5,9 @@ import torch
 
 from pipeline import calibrate
 from pipeline.speech import corpus
-from pipeline.whisper import calibration, decoding, weights
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import weights
+from pipeline.whisper.quantization import calibration
 from tests import toy
 from tests.conftest import Project
 

@@ -26,11 +26,12 @@ PARAMS: dict[str, Any] = FILES["params.yaml"]
 CATALOG: dict[str, Any] = FILES["catalog.yaml"]
 
 MAY_IMPORT = {
-    "stages": {"backends", "whisper", "speech", "results", "core"},
+    "stages": {"backends", "whisper", "speech", "results", "scoring", "core"},
     "backends": {"whisper", "core"},
     "whisper": {"speech", "core"},
     "speech": {"core"},
-    "results": {"core"},
+    "results": {"scoring", "core"},
+    "scoring": {"core"},
     "core": set[str](),
 }
 """The rooms, and which others each may know: data flows one way."""
@@ -91,9 +92,9 @@ def test_walk_follows_what_a_run_imports() -> None:
         "pipeline/core/stage.py",
         "pipeline/speech/corpus.py",
         "pipeline/whisper/__init__.py",
-        "pipeline/whisper/calibration.py",
-        "pipeline/whisper/decoding.py",
-        "pipeline/whisper/weights.py",
+        "pipeline/whisper/quantization/calibration.py",
+        "pipeline/whisper/inference/decoding.py",
+        "pipeline/whisper/model/weights.py",
     }
 
 
@@ -309,13 +310,13 @@ DECODING = ["agree", "calibrate", "reference", "sensitivity", "transcribe", "tra
         ("results/agreement.py", ["compare"]),
         ("agree.py", ["agree"]),
         ("reference.py", ["reference"]),
-        ("results/wer.py", ["score", "score_protocols"]),
+        ("scoring/wer.py", ["compare", "score", "score_protocols"]),
         ("whisper/formats/configs.py", ["fetch"]),
-        ("whisper/checkpoint.py", ["quantize"]),
-        ("whisper/rounding.py", ["quantize", "sensitivity"]),
+        ("whisper/quantization/checkpoint.py", ["quantize"]),
+        ("whisper/quantization/rounding.py", ["quantize", "sensitivity"]),
         ("learn.py", ["learn"]),
         ("whisper/agreement.py", ["agree", "reference"]),
-        ("whisper/decoding.py", [*DECODING, *AFTER]),
+        ("whisper/inference/decoding.py", [*DECODING, *AFTER]),
     ],
 )
 def test_editing_code_runs_what_it_decides(file: str, rerun: list[str], study: Study) -> None:

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline import learn, sensitivity
 from pipeline.core import files, params
-from pipeline.whisper import calibration
-from pipeline.whisper import sensitivity as measured
+from pipeline.whisper.quantization import calibration
+from pipeline.whisper.quantization import sensitivity as measured
 from tests import toy
 from tests.conftest import Project
 

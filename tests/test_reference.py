@@ -15,7 +15,9 @@ from pipeline import quantize, reference
 from pipeline.core import pieces
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
-from pipeline.whisper import agreement, decoding, weights
+from pipeline.whisper import agreement
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import weights
 from tests import toy
 from tests.conftest import ROOT, Project, noise
 

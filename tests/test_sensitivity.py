@@ -9,8 +9,9 @@ from torch import nn
 from pipeline import sensitivity
 from pipeline.core.errors import UserError
 from pipeline.results import figures, tables
-from pipeline.whisper import calibration, rounding, weights
-from pipeline.whisper import sensitivity as measured
+from pipeline.whisper.model import weights
+from pipeline.whisper.quantization import calibration, rounding
+from pipeline.whisper.quantization import sensitivity as measured
 from tests import toy
 from tests.conftest import Project
 

@@ -19,7 +19,8 @@ from pipeline import calibrate, quantize, transcribe, transcribe_protocols
 from pipeline.core import pieces
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
-from pipeline.whisper import decoding, network, weights
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import network, weights
 from tests import toy
 from tests.conftest import ROOT, Project
 
@@ -238,7 +239,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     asked = interrupt(monkeypatch, 0)
     transcribe.main("fp32")
     assert asked == ["b-0"]  # the last shard
-    assert capsys.readouterr().out.startswith("fp32: kept 4 utterances that an interrupted run has transcribed\n")
+    assert capsys.readouterr().out.startswith("fp32: kept 4 utterances of an interrupted run\n")
     resumed = outputs(stopped)
     transcribe.main("fp32")
     whole = outputs(stopped)

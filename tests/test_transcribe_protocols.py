@@ -7,7 +7,8 @@ import pytest
 from pipeline import quantize, transcribe, transcribe_protocols
 from pipeline.core import pieces
 from pipeline.speech import corpus
-from pipeline.whisper import decoding, weights
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import weights
 from tests import toy
 from tests.conftest import Project
 

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pipeline import calibrate
 from pipeline.core import files, manifest
 from pipeline.speech.corpus import Utterance
-from pipeline.whisper import decoding, network
 from pipeline.whisper.formats import configs
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import network
 
 if TYPE_CHECKING:
     import numpy as np

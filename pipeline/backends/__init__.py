@@ -14,6 +14,7 @@ To add a library, add a module here: its file name is the backend's name in para
 import dataclasses
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -24,7 +25,7 @@ from pipeline.core.params import Variant, backends
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.whisper.network import Whisper as Whisper  # the backends' own name for it
+    from pipeline.whisper.model.network import Whisper as Whisper  # the backends' own name for it
 
     Calibrate = Callable[[Whisper], None]
 
@@ -64,16 +65,28 @@ def check(variant: Variant) -> None:
         backend.supports(dataclasses.replace(variant, bits=bits))
 
 
-def import_quietly(module: str) -> None:
-    """Import a library without torchao's warnings: of kernels that need a GPU, and of what PyTorch deprecates in it.
+def import_library(module: str, *unneeded: str) -> None:
+    """Import a library without what comes along: torchao's warnings, PyTorch's compiler, packages it does not need.
 
-    Transformers imports torchao wherever it is installed, and quanto imports Transformers.
+    `torch.compile` decorates methods of hqq and bitsandbytes that nothing here calls: it takes 1.5 s in every process.
     """
+    import torch
+
+    compiler, hidden = torch.compile, [name for name in unneeded if name not in sys.modules]
+    torch.compile = _leave  # type: ignore[assignment]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: as if it were not installed
     logging.disable(logging.WARNING)
     try:
         importlib.import_module(module)
     finally:
         logging.disable(logging.NOTSET)
+        for name in hidden:
+            del sys.modules[name]
+        torch.compile = compiler
+
+
+def _leave(function: object = None, **_: object) -> object:
+    return _leave if function is None else function
 
 
 def choose(backend: str, key: str, value: object, choices: tuple[object, ...], where: str = "") -> None:

@@ -49,7 +49,7 @@ def quantize(
     model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
 ) -> Variant:
     """Replace the layers with Linear8bitLt or Linear4bit; moving them to a device quantizes them."""
-    _quiet()
+    _import()
     chosen = backends.linear_layers(model, layers)
     if "proj_out" in chosen and model.proj_out.weight is model.model.decoder.embed_tokens.weight:
         raise UserError("bnb: proj_out is tied to the token embedding, which stays in fp32; put it in exclude")
@@ -77,7 +77,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict, and the quantization config that Transformers looks for in config.json."""
     import torch
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     weights.save(model.state_dict(), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -88,11 +88,11 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Rebuild each layer from its quantized weights and their statistics."""
-    _quiet()
+    _import()
     import torch
     from bitsandbytes.nn.modules import Int8Params, Params4bit
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     model, layers = weights.load_around(folder, device, _quantized)
@@ -111,9 +111,10 @@ def load(folder: Path, device: str) -> "backends.Whisper":
     return model
 
 
-def _quiet() -> None:
-    """Silence a warning at every multiplication (inputs are cast to float16: part of LLM.int8()) and kernel adverts."""
+def _import() -> None:
+    """Import it without adverts, and a warning at every multiplication (inputs are cast to float16: LLM.int8())."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    backends.import_library("bitsandbytes")
 
 
 def _config(variant: Variant) -> dict[str, Any]:

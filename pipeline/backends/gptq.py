@@ -1,8 +1,8 @@
 """Our own calibrated rounding to few bits: GPTQ on the curvature of the KL divergence, in groups along a row.
 
 Frantar et al. 2023 (arXiv 2210.17323), with columns by falling second moments, static groups whose ranges are searched,
-and second moments that count positions by how much the text depends on them (`pipeline.whisper.sensitivity`). Stored as
-`pipeline.whisper.packing` describes; docs/formats.md has a loader into Transformers.
+and second moments that count positions by how much the text depends on them (`sensitivity`, beside `rounding`). Stored
+as `pipeline.whisper.model.packing` describes; docs/formats.md has a loader into Transformers.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ def quantize(
     """Round the layers, and the token embedding as the output head that it is tied to (8 bits are `quantize`'s)."""
     from tqdm import tqdm
 
-    from pipeline.whisper import packing, rounding, sensitivity
+    from pipeline.whisper.model import packing
+    from pipeline.whisper.quantization import rounding, sensitivity
 
     assert variant.group_size
     chosen = backends.linear_layers(model, layers)
@@ -52,13 +53,13 @@ def quantize(
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the weights; `packing.shrink`, which comes after, packs them."""
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     weights.save(model.state_dict(), folder)
 
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the weights back: `weights.read` unpacks them."""
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     return weights.load(folder, device)

@@ -41,6 +41,7 @@ def quantize(
     model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
 ) -> Variant:
     """Replace the layers with HQQLinear, computing in fp32 as the baseline does."""
+    backends.import_library("hqq.core.quantize")
     import torch
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
@@ -58,7 +59,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from hqq.core.quantize import HQQLinear
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     layers = [name for name, module in model.named_modules() if isinstance(module, HQQLinear)]
     weights.save(model.state_dict(), folder)
@@ -67,10 +68,11 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Rebuild each HQQLinear from its own state dict."""
+    backends.import_library("hqq.core.quantize")
     import torch
     from hqq.core.quantize import HQQLinear
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     model, layers = weights.load_around(folder, device, lambda _: json.loads((folder / _LAYERS).read_text()))
     for name, own in layers.items():

@@ -1,8 +1,7 @@
 """As many bits to each weight as the text depends on it, within a size: `budget` or `budget_mb`.
 
-Every weight gets the grid whose error costs the text alike (`rounding.steps`), is rounded as GPTQ does, and stored by
-its entropy. So bits need no search: layers, rows and columns that matter get more, and one number, the fineness of all
-grids, meets the size. Convolutions and positions have 8 bits, norms and biases are float16.
+`pipeline.whisper.quantization.allocation` spends it on Linear layers and the token embedding; convolutions and
+positions have 8 bits, norms and biases are float16. docs/formats.md has a loader into Transformers.
 """
 
 import math
@@ -20,9 +19,6 @@ DEVICES = ("cpu", "cuda")
 LEARNS = "data/sensitivity.safetensors"
 _FEWEST = 1.5
 """Bits a weight: what is coarser than that writes no text."""
-_CLOSE, _AIM = 0.985, 0.995
-"""Shares of the budget: what to use at least, and to aim at."""
-_GUESSES, _ROUNDS = 10, 4
 _NAME = 150
 """Bytes of a tensor's entry at the head of the file, at most."""
 
@@ -48,9 +44,8 @@ def quantize(
 
     Raises UserError when the budget is too small.
     """
-    from tqdm import tqdm
-
-    from pipeline.whisper import packing, rounding, sensitivity
+    from pipeline.whisper.model import packing
+    from pipeline.whisper.quantization import allocation, rounding, sensitivity
 
     found = sensitivity.read(model)
     encoder, decoder = model.model.encoder, model.model.decoder
@@ -61,7 +56,6 @@ def quantize(
         chosen[sensitivity.HEAD] = decoder.embed_tokens
     for module in (encoder.conv1, encoder.conv2, encoder.embed_positions, decoder.embed_positions):
         packing.attach(module, rounding.nearest(module.weight, 8))
-    orders = {name: rounding.Order.of(found[name].inputs, sensitivity.damping(name)) for name in chosen}
     originals: dict[str, Tensor] = {name: module.weight for name, module in chosen.items()}  # type: ignore[misc]
     weights = sum(weight.numel() for weight in originals.values())
     full = 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -71,35 +65,7 @@ def quantize(
         least = budget + (_FEWEST * weights / 8 - left) / 1e6
         what = f"budget_mb {math.ceil(least)}" if variant.budget_mb else f"budget {math.ceil(100 * least / full)}"
         raise UserError(f"mixed: {budget:.1f} MB are too little for this model; give at least {what}")
-
-    def grids(fineness: float) -> "dict[str, tuple[Tensor, Tensor]]":
-        return {
-            name: rounding.steps(weight, found[name].outputs, orders[name].importance, fineness)
-            for name, weight in originals.items()
-        }
-
-    def guess(fineness: float) -> int:
-        return sum(rounding.rounded(originals[name], *grid).size() for name, grid in grids(fineness).items())
-
-    fineness, aim = 1e-9, _AIM * left
-    for _ in range(_GUESSES):
-        size = guess(fineness)
-        if abs(size - aim) < (1 - _AIM) * left:
-            break
-        fineness *= _change(size, aim, weights)
-    best: dict[str, packing.Packed] = {}
-    largest = 0
-    for _ in range(_ROUNDS):
-        found_now = tqdm(grids(fineness).items(), unit="layer", desc="mixed", disable=None)
-        rounded = {name: rounding.entropy_coded(originals[name], orders[name], *grid) for name, grid in found_now}
-        size = sum(packed.size() for packed in rounded.values())
-        if largest < size <= left:
-            best, largest = rounded, size
-        elif best and size <= largest:  # 8 bits are the most that a code has
-            break
-        if _CLOSE * left <= size <= left:
-            break
-        fineness *= _change(size, aim, weights)
+    best = allocation.fill(originals, {name: found[name] for name in chosen}, left)
     if not best:
         more = math.ceil(110 * budget) / 100
         raise UserError(f"mixed: {budget:.2f} MB are too little for this model; give at least budget_mb {more:g}")
@@ -108,14 +74,9 @@ def quantize(
     return variant
 
 
-def _change(size: int, aim: float, weights: int) -> float:
-    """Return what to multiply the fineness by: with half the step a weight takes a bit more, and steps are its root."""
-    return float(4 ** (8 * (size - aim) / weights))
-
-
 def _rest(model: "backends.Whisper", chosen: "dict[str, nn.Module]") -> int:
     """Return the bytes of all but the chosen modules' weights: what is packed already, float16, and the names."""
-    from pipeline.whisper import packing, weights
+    from pipeline.whisper.model import packing, weights
 
     packed = packing.attached(model)
     left = {
@@ -132,13 +93,13 @@ def _rest(model: "backends.Whisper", chosen: "dict[str, nn.Module]") -> int:
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the weights; `packing.shrink`, which comes after, packs them."""
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     weights.save(model.state_dict(), folder)
 
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the weights back: `weights.read` unpacks them."""
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     return weights.load(folder, device)

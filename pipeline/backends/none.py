@@ -31,13 +31,13 @@ def quantize(
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the weights as Transformers does."""
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     weights.save(model.state_dict(), folder)
 
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the weights back."""
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     return weights.load(folder, device)

@@ -45,10 +45,9 @@ def quantize(
     The variant comes back with the groups' true size, the smallest where layers differ. quanto chooses it for each
     layer: 128, 96, 64 or 32, whichever divides the row first; the whole row where none does, or where it is shorter.
     """
-    backends.import_quietly("optimum.quanto")
+    _import()
     from optimum import quanto
 
-    _unpack_without_compiler()
     static = variant.activations == "static"
     quanto.quantize(
         model,
@@ -73,7 +72,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict and the quantization map."""
     from optimum import quanto
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     weights.save(model.state_dict(), folder)
     (folder / "quanto_qmap.json").write_text(json.dumps(quanto.quantization_map(model), indent=4))
@@ -81,13 +80,12 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Read the checkpoint back with `optimum.quanto.requantize`."""
-    backends.import_quietly("optimum.quanto")
+    _import()
     import torch
     from optimum import quanto
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
-    _unpack_without_compiler()
     model = weights.skeleton(folder)
     tensors = weights.read(folder)
     quantization_map = json.loads((folder / "quanto_qmap.json").read_text())
@@ -134,13 +132,15 @@ def _keep_outputs(model: "backends.Whisper") -> None:
             module.disable_output_quantization()
 
 
-def _unpack_without_compiler() -> None:
-    """Unpack int4 and int2 weights with PyTorch's operators, to the same integers.
+def _import() -> None:
+    """Import quanto without Transformers (2 s, for models that it would wrap), and unpack by PyTorch's operators.
 
-    quanto would compile an extension at first use: half a minute, and a failure where there is no compiler.
+    It would compile an extension for int4 and int2 at first use, with the same integers as the result: half a minute,
+    and a failure where there is no compiler.
     """
     from types import SimpleNamespace
 
+    backends.import_library("optimum.quanto", "transformers")
     import torch
     from optimum.quanto.library.extensions import get_extension, is_extension_available
 

@@ -60,7 +60,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write all tensors, and the names of the quantized layers beside them."""
     from torch.ao.nn.quantized.dynamic import Linear
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     tensors: dict[str, Any] = {
@@ -77,7 +77,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Rebuild each layer from its tensors; `device` is the CPU, the only one with these kernels."""
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     model, layers = weights.load_around(folder, device, lambda _: json.loads((folder / _LAYERS).read_text()))
     with warnings.catch_warnings():

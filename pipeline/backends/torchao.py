@@ -77,7 +77,7 @@ def quantize(
     model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
 ) -> Variant:
     """Quantize with `torchao.quantize_`, each layer by its name; the layers stay Linear, with a weight of torchao's."""
-    backends.import_quietly("torchao.prototype.safetensors.safetensors_support")
+    backends.import_library("torchao.prototype.safetensors.safetensors_support")
     import torch
     from torchao.quantization import FqnToConfig, quantize_
 
@@ -100,11 +100,11 @@ def quantize(
 
 def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the state dict as torchao flattens it."""
-    backends.import_quietly("torchao.prototype.safetensors.safetensors_support")
+    backends.import_library("torchao.prototype.safetensors.safetensors_support")
     from torchao.prototype.quantization.int4 import Int4OpaqueTensor
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     tensors = {
         name: _unpack(tensor) if isinstance(tensor, Int4OpaqueTensor) else tensor
@@ -116,11 +116,11 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
 
 def load(folder: Path, device: str) -> "backends.Whisper":
     """Put the weights that torchao rebuilds into Linear layers; `device` is the CPU, as in DEVICES."""
-    backends.import_quietly("torchao.prototype.safetensors.safetensors_support")
+    backends.import_library("torchao.prototype.safetensors.safetensors_support")
     from torch import nn
     from torchao.quantization import Int4Tensor
 
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     model, layers = weights.load_around(
         folder, device, lambda names: [name.removesuffix(_WEIGHT) for name in names if name.endswith(_WEIGHT)]

@@ -88,7 +88,7 @@ class Pieces:
         pieces: dict[str, T | None] = {name: _read(self._file(name)) for name in sizes}
         kept = sum(sizes[name] for name, piece in pieces.items() if piece is not None)
         if kept:
-            print(f"{title}: kept {kept:,} utterances that an interrupted run has transcribed")
+            print(f"{title}: kept {kept:,} utterances of an interrupted run")
         with tqdm(total=sum(sizes.values()), initial=kept, unit="utt", desc=title, disable=None) as progress:
             return [
                 self.once(name, partial(make, name, progress)) if piece is None else piece

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
-from pipeline.results import statistics
+from pipeline.scoring import statistics
 
 Json = dict[str, Any]  # a variant's agreement or scores, as `agree` and `score` describe them
 

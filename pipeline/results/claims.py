@@ -12,8 +12,8 @@ from itertools import combinations
 import pandas as pd
 
 from pipeline.core.params import Variant
-from pipeline.results.statistics import WER
 from pipeline.results.tables import Row
+from pipeline.scoring.statistics import WER
 
 SPLITS = ("test-clean", "test-other")  # what the claims are about
 BASELINE_OTHER = 11.88  # the paper's WER of fp32 on test-other, in per cent

@@ -7,8 +7,9 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE, CANDIDATE
-from pipeline.results import agreement, statistics, text
-from pipeline.results.statistics import Speakers
+from pipeline.results import agreement, text
+from pipeline.scoring import statistics
+from pipeline.scoring.statistics import Speakers
 
 Json = dict[str, Any]  # one variant's scores or timings, as score and transcribe describe them
 Row = dict[str, Any]  # one variant on one split: a line of results.csv

@@ -12,8 +12,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE, CANDIDATE, Params
 from pipeline.results import tables
 from pipeline.results.claims import EXCESS
-from pipeline.results.statistics import WER
 from pipeline.results.tables import Row
+from pipeline.scoring.statistics import WER
 
 ENVIRONMENT = "environment.json"
 MARGIN = 1.0

@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
-from pipeline.whisper import weights
-from pipeline.whisper.decoding import Vocabulary
-from pipeline.whisper.network import Whisper
+from pipeline.whisper.inference.decoding import Vocabulary
+from pipeline.whisper.model import weights
+from pipeline.whisper.model.network import Whisper
 
 REFERENCE = Path("data/reference")
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from pipeline import backends, quantize
 from pipeline.core import params
 from pipeline.core.params import Variant
-from pipeline.whisper import decoding, network, sensitivity, weights
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import network, weights
+from pipeline.whisper.quantization import sensitivity
 from tests import toy
 from tests.conftest import ROOT
 

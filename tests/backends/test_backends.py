@@ -14,7 +14,7 @@ from pipeline import backends, quantize
 from pipeline.core import params
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
-from pipeline.whisper import weights
+from pipeline.whisper.model import weights
 from tests import toy
 from tests.backends import common
 from tests.backends.common import VARIANTS, make

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.whisper import weights
+from pipeline.whisper.model import weights
 from tests import toy
 from tests.backends import common
 from tests.backends.common import VARIANTS

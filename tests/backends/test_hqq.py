@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.whisper import weights
+from pipeline.whisper.model import weights
 from tests.backends import common
 
 VARIANTS = [name for name, variant in common.VARIANTS.items() if variant.backend == "hqq"]

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from pipeline import backends, quantize
 from pipeline.core.errors import UserError
 from pipeline.core.params import Variant
-from pipeline.whisper import packing, sensitivity, weights
+from pipeline.whisper.model import packing, weights
+from pipeline.whisper.quantization import sensitivity
 from tests import toy
 from tests.backends import common
 from tests.backends.common import make

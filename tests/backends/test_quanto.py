@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import backends
-from pipeline.whisper import network
+from pipeline.whisper.model import network
 from tests import toy
 from tests.backends import common
 from tests.conftest import ROOT

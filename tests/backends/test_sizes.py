@@ -14,7 +14,8 @@ import torch
 
 from pipeline import quantize
 from pipeline.core.params import Variant
-from pipeline.whisper import network, packing, rounding
+from pipeline.whisper.model import network, packing
+from pipeline.whisper.quantization import rounding
 from tests.backends.common import VARIANTS, calibrate, make
 
 SMALL = network.Config(

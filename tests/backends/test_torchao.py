@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.whisper import weights
+from pipeline.whisper.model import weights
 from tests import toy
 from tests.backends import common
 from tests.backends.common import make

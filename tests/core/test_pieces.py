@@ -16,11 +16,13 @@ def test_the_code_that_counts_is_what_dvc_yaml_lists() -> None:
         "pipeline/backends/hqq.py",
         "pipeline/speech/corpus.py",
         "pipeline/transcribe.py",
-        "pipeline/whisper/decoding.py",
-        "pipeline/whisper/mel.py",
-        "pipeline/whisper/network.py",
-        "pipeline/whisper/packing.py",
-        "pipeline/whisper/weights.py",
+        "pipeline/whisper/inference/__init__.py",
+        "pipeline/whisper/inference/decoding.py",
+        "pipeline/whisper/inference/mel.py",
+        "pipeline/whisper/model/__init__.py",
+        "pipeline/whisper/model/network.py",
+        "pipeline/whisper/model/packing.py",
+        "pipeline/whisper/model/weights.py",
     ]
     assert "pipeline/transcribe_protocols.py" in names("transcribe_protocols", "none")
     assert "pipeline/speech/sources/layouts.py" in names("prepare", "none")  # folders with all that is in them

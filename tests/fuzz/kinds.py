@@ -7,7 +7,7 @@ from random import Random
 
 from pipeline import download, fetch
 from pipeline.core import params
-from pipeline.results import normalizers
+from pipeline.scoring import normalizers
 from pipeline.whisper import BASELINE
 from tests.conftest import ROOT
 from tests.fuzz import models, reports, speech
@@ -59,7 +59,8 @@ KINDS: dict[str, Callable[[Random], None]] = {
 
 def warm_up() -> None:
     """Import what the stages import late: inputs would wait for it, and be blamed for its warnings."""
-    for module in ("datasets", "pyarrow.parquet", "tokenizers", "soxr", "pipeline.whisper.decoding", "pydantic"):
+    late = ("datasets", "pyarrow.parquet", "tokenizers", "soxr", "pydantic", "pipeline.whisper.inference.decoding")
+    for module in late:
         importlib.import_module(module)
     normalizers.get("english")
     models.checkpoint()

@@ -56,7 +56,8 @@ def checkpoint() -> dict[str, bytes]:
 
 def fetched(model: Mapping[str, Any]) -> None:
     """Fetch the model, load what comes out, and let it write."""
-    from pipeline.whisper import decoding, weights
+    from pipeline.whisper.inference import decoding
+    from pipeline.whisper.model import weights
 
     settings(model=model)
     with whole(BASELINE):

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.results import comparison, tables, wer
+from pipeline.results import comparison, tables
+from pipeline.scoring import wer
 
 SCORED: comparison.Json = {
     "scoring": {"normalizer": "english"},

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.results import statistics, tables
+from pipeline.results import tables
+from pipeline.scoring import statistics
 from tests import made
 from tests.conftest import ROOT, results_csv
 from tests.made import FP32, line

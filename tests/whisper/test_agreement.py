@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import UserError
 from pipeline.speech.corpus import Utterance
-from pipeline.whisper import agreement, decoding, network, weights
+from pipeline.whisper import agreement
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import network, weights
 from tests import toy
 from tests.conftest import encode, noise
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.core.errors import UserError
-from pipeline.whisper import calibration
+from pipeline.whisper.quantization import calibration
 
 
 def test_what_was_heard_is_read_back_in_order(tmp_path: Path) -> None:

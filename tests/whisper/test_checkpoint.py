@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from pipeline import backends
 from pipeline.core import files, manifest
 from pipeline.core.params import Variant
-from pipeline.whisper import checkpoint, weights
+from pipeline.whisper.model import weights
+from pipeline.whisper.quantization import checkpoint
 
 NONE = Variant("none", 32, "float")
 

@@ -15,9 +15,10 @@ from tokenizers import AddedToken, Tokenizer
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.speech.corpus import Utterance
-from pipeline.whisper import decoding, mel, weights
-from pipeline.whisper.decoding import Vocabulary
-from pipeline.whisper.network import Cache
+from pipeline.whisper.inference import decoding, mel
+from pipeline.whisper.inference.decoding import Vocabulary
+from pipeline.whisper.model import weights
+from pipeline.whisper.model.network import Cache
 from tests import toy
 from tests.conftest import SPEECH, encode, noise
 

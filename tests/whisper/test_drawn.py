@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from pipeline import fetch
 from pipeline.core import files
 from pipeline.core.errors import UserError
-from pipeline.whisper import BASELINE, decoding, weights
+from pipeline.whisper import BASELINE
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import weights
 from tests.conftest import Project
 from tests.whisper.drawn import draw
 from tests.whisper.sound import END, Checkpoint

@@ -10,8 +10,10 @@ from tokenizers import Tokenizer
 from pipeline import fetch
 from pipeline.core.errors import UserError
 from pipeline.speech.corpus import Utterance
-from pipeline.whisper import BASELINE, decoding, weights
+from pipeline.whisper import BASELINE
 from pipeline.whisper.formats import configs, huggingface
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import weights
 from tests.conftest import SIZES, Project, encode, noise
 
 

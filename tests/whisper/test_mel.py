@@ -7,8 +7,8 @@ import soundfile
 import torch
 
 from pipeline.speech import corpus
-from pipeline.whisper import mel
-from pipeline.whisper.mel import SAMPLE_RATE, Samples
+from pipeline.whisper.inference import mel
+from pipeline.whisper.inference.mel import SAMPLE_RATE, Samples
 from tests.conftest import noise
 
 

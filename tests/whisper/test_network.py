@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import UserError
-from pipeline.whisper import weights
+from pipeline.whisper.model import weights
 from tests import toy
 
 TOKENS = torch.tensor([[3, 141, 5, 92, 6, 53, 58], [97, 9, 32, 38, 4, 62, 64]])

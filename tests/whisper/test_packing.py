@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
-from pipeline.whisper import packing, rounding, weights
-from pipeline.whisper.packing import Packed
+from pipeline.whisper.model import packing, weights
+from pipeline.whisper.model.packing import Packed
+from pipeline.whisper.quantization import rounding
 
 
 def half(*values: Any) -> Tensor:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.whisper import rounding
-from pipeline.whisper.packing import Packed
-from pipeline.whisper.rounding import Order
+from pipeline.whisper.model.packing import Packed
+from pipeline.whisper.quantization import rounding
+from pipeline.whisper.quantization.rounding import Order
 
 
 def correlated(columns: int = 64, samples: int = 500) -> Tensor:

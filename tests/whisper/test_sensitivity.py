@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import UserError
-from pipeline.whisper import decoding, network, sensitivity, weights
-from pipeline.whisper.calibration import Heard
-from pipeline.whisper.sensitivity import Layer
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.model import network, weights
+from pipeline.whisper.quantization import sensitivity
+from pipeline.whisper.quantization.calibration import Heard
+from pipeline.whisper.quantization.sensitivity import Layer
 from tests import toy
 from tests.conftest import ROOT
 

@@ -115,7 +115,7 @@ def _head(where: str, config: Mapping[str, Any], tensors: "dict[str, torch.Tenso
 
     Transformers would take such a head for untied, earlier versions of it for tied.
     """
-    from pipeline.whisper.weights import EMBEDDING, HEAD
+    from pipeline.whisper.model.weights import EMBEDDING, HEAD
 
     tied = config.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
@@ -165,7 +165,7 @@ def write(
 
     Raises UserError when tensors, tokenizer, `generation` or `features` do not fit `config`, or one another.
     """
-    from pipeline.whisper import weights
+    from pipeline.whisper.model import weights
 
     check(where, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     generation = _generation(where, config["vocab_size"], tokenizer, generation)
@@ -194,8 +194,8 @@ def check(where: str, config: Mapping[str, Any], shapes: configs.Shapes) -> None
     """Raise UserError when the tensors are not exactly those of the Whisper that `config` describes."""
     import torch
 
-    from pipeline.whisper import weights
-    from pipeline.whisper.network import Config, Whisper
+    from pipeline.whisper.model import weights
+    from pipeline.whisper.model.network import Config, Whisper
 
     dimensions = Config.of(where, config)
     for side in ("encoder", "decoder"):  # before that many are built

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.core import files
 from pipeline.core.errors import UserError
-from pipeline.results import statistics
-from pipeline.results.normalizers import Normalizer, is_mark
+from pipeline.scoring import statistics
+from pipeline.scoring.normalizers import Normalizer, is_mark
 
 MAX_COMPRESSION_RATIO = 2.4
 """Whisper's own threshold, above which it decodes again: openai/whisper, transcribe.py, compression_ratio_threshold."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from pipeline.core import files
 from pipeline.core.errors import UserError
-from pipeline.whisper.network import Whisper
+from pipeline.whisper.model.network import Whisper
 
 if TYPE_CHECKING:
-    from pipeline.whisper.calibration import Heard
-    from pipeline.whisper.decoding import Vocabulary
+    from pipeline.whisper.inference.decoding import Vocabulary
+    from pipeline.whisper.quantization.calibration import Heard
 
 PATH = Path("data/sensitivity.safetensors")
 HEAD = "proj_out"

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.results import statistics
-from pipeline.results.statistics import Estimate, Ints
+from pipeline.scoring import statistics
+from pipeline.scoring.statistics import Estimate, Ints
 
 
 def test_every_resample_draws_as_many_units_as_there_are() -> None:

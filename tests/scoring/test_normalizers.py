@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from pipeline.results import normalizers, wer
+from pipeline.scoring import normalizers, wer
 from tests.results.test_wer import line
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pipeline.core import languages
 from pipeline.core.errors import UserError
 from pipeline.speech.corpus import Sound, Utterance
-from pipeline.whisper import mel
-from pipeline.whisper.network import Cache, Whisper
+from pipeline.whisper.inference import mel
+from pipeline.whisper.model.network import Cache, Whisper
 
 _TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import UserError
-from pipeline.whisper import packing
-from pipeline.whisper.network import Config, Whisper
+from pipeline.whisper.model import packing
+from pipeline.whisper.model.network import Config, Whisper
 
 HEAD, EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
 

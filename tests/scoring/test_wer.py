@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.results import normalizers, wer
+from pipeline.scoring import normalizers, wer
 
 
 def line(text: str, pred_text: str, name: str = "a-1", split: str = "test-clean") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.whisper.packing import Packed
+from pipeline.whisper.model.packing import Packed
 
 GROUP = 64
 """Weights that share a scale, where there are fewer than 8 bits."""

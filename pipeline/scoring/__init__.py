@@ -1,0 +1,1 @@
+"""Counts of errors: texts made alike, words compared, rates with intervals and tests."""

@@ -1,0 +1,1 @@
+"""A model: its layers, and its weights as a file holds them."""

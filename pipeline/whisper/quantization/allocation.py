@@ -1,0 +1,61 @@
+"""As many bits to each weight as the text depends on it, within so many bytes.
+
+Every weight gets the grid whose error costs the text alike (`rounding.steps`), is rounded as GPTQ does, and stored by
+its entropy. So bits need no search: layers, rows and columns that matter get more, and one number, the fineness of all
+grids, meets the size.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pipeline.whisper.model.packing import Packed
+from pipeline.whisper.quantization import rounding, sensitivity
+from pipeline.whisper.quantization.sensitivity import Layer
+
+_CLOSE, _AIM = 0.985, 0.995
+"""Shares of the bytes: what to use at least, and to aim at."""
+_GUESSES, _ROUNDS = 10, 4
+
+
+def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: float) -> dict[str, Packed]:
+    """Round weights as finely as `room` bytes allow: matrices and their sensitivities by name; none where none fit."""
+    from tqdm import tqdm
+
+    orders = {name: rounding.Order.of(layer.inputs, sensitivity.damping(name)) for name, layer in found.items()}
+    weights = sum(weight.numel() for weight in originals.values())
+
+    def grids(fineness: float) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            name: rounding.steps(weight, found[name].outputs, orders[name].importance, fineness)
+            for name, weight in originals.items()
+        }
+
+    def guess(fineness: float) -> int:
+        return sum(rounding.rounded(originals[name], *grid).size() for name, grid in grids(fineness).items())
+
+    fineness, aim = 1e-9, _AIM * room
+    for _ in range(_GUESSES):
+        size = guess(fineness)
+        if abs(size - aim) < (1 - _AIM) * room:
+            break
+        fineness *= _change(size, aim, weights)
+    best: dict[str, Packed] = {}
+    largest = 0
+    for _ in range(_ROUNDS):
+        chosen = tqdm(grids(fineness).items(), unit="layer", desc="mixed", disable=None)
+        rounded = {name: rounding.entropy_coded(originals[name], orders[name], *grid) for name, grid in chosen}
+        size = sum(packed.size() for packed in rounded.values())
+        if largest < size <= room:
+            best, largest = rounded, size
+        elif best and size <= largest:  # 8 bits are the most that a code has
+            break
+        if _CLOSE * room <= size <= room:
+            break
+        fineness *= _change(size, aim, weights)
+    return best
+
+
+def _change(size: int, aim: float, weights: int) -> float:
+    """Return what to multiply the fineness by: with half the step a weight takes a bit more, and steps are its root."""
+    return float(4 ** (8 * (size - aim) / weights))
