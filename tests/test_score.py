@@ -7,7 +7,7 @@ import pytest
 from pipeline import score
 from pipeline.core.errors import UserError
 from tests.conftest import ROOT
-from tests.results.test_wer import line
+from tests.scoring.test_wer import line
 
 
 def test_main_writes_counts_rates_and_what_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from pipeline.scoring import normalizers, wer
-from tests.results.test_wer import line
+from tests.scoring.test_wer import line
 
 
 def normalized(name: str, text: str) -> str:
