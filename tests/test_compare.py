@@ -153,6 +153,9 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "kl_p99": "0.007123",
         "flips": "10.0",
         "log_likelihood": "-0.007123",
+        "torch_ao": "",
+        "kl_of_torch_ao": "",
+        "latency_of_torch_ao": "",
         "kl_low": "0.000712",  # every utterance has the same
         "kl_high": "0.000712",
         "flips_low": "10.0",

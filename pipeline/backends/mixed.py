@@ -60,7 +60,7 @@ def quantize(
     weights = sum(weight.numel() for weight in originals.values())
     full = 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e6
     budget = variant.budget_mb or full * (variant.budget or 0) / 100
-    left = 1e6 * budget - _rest(model, chosen)
+    left = 1e6 * budget - other_bytes(model, chosen)
     if left < _FEWEST * weights / 8:
         least = budget + (_FEWEST * weights / 8 - left) / 1e6
         what = f"budget_mb {math.ceil(least)}" if variant.budget_mb else f"budget {math.ceil(100 * least / full)}"
@@ -74,7 +74,7 @@ def quantize(
     return variant
 
 
-def _rest(model: "backends.Whisper", chosen: "dict[str, nn.Module]") -> int:
+def other_bytes(model: "backends.Whisper", chosen: "dict[str, nn.Module]") -> int:
     """Return the bytes of all but the chosen modules' weights: what is packed already, float16, and the names."""
     from pipeline.whisper.model import packing, weights
 

@@ -1,12 +1,13 @@
 """Compare variants with fp32: paired differences, verdicts, and a row of everything known per variant and split."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import BASELINE, CANDIDATE
+from pipeline.core.params import BASELINE, CANDIDATE, Variant
 from pipeline.results import agreement, text
 from pipeline.scoring import statistics
 from pipeline.scoring.statistics import Speakers
@@ -110,7 +111,23 @@ def rows(
             row |= {"split_utterances": facts["split_utterances"][split], **facts["conversions"][split], **scoring}
             row |= sizes(facts["bytes"]["total"], full)
             table.append(row | {key: value for key, value in others.items() if key not in row})
-    return table
+    return [row | _beside_torch_ao(row, table) for row in table]
+
+
+def _beside_torch_ao(row: Row, table: Sequence[Row]) -> Row:
+    """Hold a variant of torchao against torch.ao's of equal settings, where there is one, on the same split."""
+    same = [f.name for f in dataclasses.fields(Variant) if f.name not in ("backend", "rest")]
+    peers = (
+        other
+        for other in table
+        if (row["backend"], other["backend"]) == ("torchao", "torch")
+        and all(row.get(key) == other.get(key) for key in ("split", *same))
+    )
+    peer = next(peers, None)
+    if peer is None:
+        return {"torch_ao": None, "kl_of_torch_ao": None, "latency_of_torch_ao": None}
+    kl, time = (row[key] / peer[key] if peer[key] else None for key in ("kl", "latency_p50_ms"))
+    return {"torch_ao": peer["variant"], "kl_of_torch_ao": kl, "latency_of_torch_ao": time}
 
 
 def _compared(scores: Mapping[str, Json], split: str, resamples: int, seed: int) -> dict[str, Row]:

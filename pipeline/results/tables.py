@@ -102,6 +102,10 @@ RESULT_COLUMNS = {
     "kl_p99": "99th percentile of it over tokens",
     "flips": "tokens at which the likeliest one is not fp32's, %",
     "log_likelihood": "change of the log-likelihood of fp32's token, mean per token, nats",
+    # torchao succeeds torch.ao, which is PyTorch's own and deprecated.
+    "torch_ao": "text: variant of backend torch whose settings, but for `rest`, are those of this one of torchao",
+    "kl_of_torch_ao": "kl over that variant's",
+    "latency_of_torch_ao": "latency_p50_ms over that variant's",
     # The checkpoint on disk.
     "size_mb": "weights, MB (10^6 bytes)",
     "size_reduction": "saved of fp32's bytes, %",
@@ -152,7 +156,8 @@ COLUMNS = RESULT_COLUMNS | {
 NEWER = {
     **dict.fromkeys(("split_utterances", "resampled", "mixed_down"), float("nan")),
     **dict.fromkeys(("tokens", "kl", "kl_p99", "flips", "log_likelihood"), float("nan")),
-    **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "model"), ""),
+    **dict.fromkeys(("kl_of_torch_ao", "latency_of_torch_ao"), float("nan")),
+    **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "model", "torch_ao"), ""),
     **dict.fromkeys(("encoder", "decoder", "layers", "embedding", "conv", "budget", "budget_mb"), ""),
     "rest": "float32",
     "jobs": 1,

@@ -65,7 +65,7 @@ def timings(total: int, **variant: Any) -> comparison.Json:
         "conversions": {split: {"resampled": 4, "mixed_down": 2} for split in ("clean", "silence")},
         "versions": {"torch": "2.13.0"},
         "checkpoint": {
-            "variant": variant,
+            "variant": {"backend": "none"} | variant,
             "calibration": ["u8", "u9"],
             "bytes": {"total": total, "scales": 7},
             "bits_per_weight": 4.5,
@@ -251,6 +251,34 @@ def test_metrics_hold_the_measure_of_each_split() -> None:
     }
     *_, clean, silence = csv.DictReader(tables.to_csv(list(rows)).splitlines())
     assert (clean["insertions_per_minute_delta"], silence["wer_delta"], silence["wer"]) == ("", "", "")
+
+
+def test_torchao_is_held_against_torch_ao_of_equal_settings() -> None:
+    dynamic = {"activations": "dynamic", "granularity": "channel"}
+    settings = {
+        "fp32": {},
+        "ao": {"backend": "torch", **dynamic, "rest": "float32"},
+        "tensor": {"backend": "torch", **dynamic, "granularity": "tensor"},
+        "torchao": {"backend": "torchao", **dynamic, "rest": "float16"},
+        "weight-only": {"backend": "torchao"},
+    }
+    same = scores(1, 1)
+    kls = dict(zip(settings, (0.0, 0.4, 0.5, 0.1, 0.2), strict=True))
+    rows = comparison.rows(
+        dict.fromkeys(settings, same),
+        {name: agreements(same, kl) for name, kl in kls.items()},
+        {
+            name: timings(100, **variant) | {"latency": {"p50_ms": 150.0 if name == "torchao" else 100.0}}
+            for name, variant in settings.items()
+        },
+        resamples=1000,
+        seed=0,
+    )
+    found = {
+        row["variant"]: [row[key] for key in ("torch_ao", "kl_of_torch_ao", "latency_of_torch_ao")] for row in rows
+    }
+    assert found.pop("torchao") == ["ao", pytest.approx(0.25), 1.5]
+    assert found == {name: [None, None, None] for name in found}
 
 
 def test_many_loops_are_counted_rather_than_named() -> None:

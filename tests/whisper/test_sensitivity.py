@@ -122,11 +122,11 @@ def test_measuring_leaves_the_model_as_it_was(talkative: Path, vocabulary: decod
 
 def test_positions_without_a_gradient_count_nothing_and_those_with_little_hardly_anything() -> None:
     """As padding: half of most recordings, and none of the text depends on it."""
-    sums = sensitivity._Sums(torch.nn.Linear(3, 2))
+    sums = sensitivity.Sums(torch.nn.Linear(3, 2))
     inputs, gradient = torch.randn(8, 3), torch.randn(8, 2)
     padding, none = 100 * torch.ones(50, 3), torch.zeros(50, 2)
     sums.add(torch.cat([inputs, padding]), torch.cat([gradient, none]))
-    spoken = sensitivity._Sums(torch.nn.Linear(3, 2))
+    spoken = sensitivity.Sums(torch.nn.Linear(3, 2))
     spoken.add(inputs, gradient)
     for one, other in zip(vars(sums.layer(4)).values(), vars(spoken.layer(4)).values(), strict=True):
         torch.testing.assert_close(one, other)
@@ -136,7 +136,7 @@ def test_positions_without_a_gradient_count_nothing_and_those_with_little_hardly
 
 def test_where_the_positions_of_a_recording_pull_together_an_error_does_more() -> None:
     """A shared error of the weights adds up over positions with the same input and gradient, as their square."""
-    alike, apart = (sensitivity._Sums(torch.nn.Linear(2, 1)) for _ in range(2))
+    alike, apart = (sensitivity.Sums(torch.nn.Linear(2, 1)) for _ in range(2))
     alike.add(torch.ones(10, 2), torch.ones(10, 1))
     for _ in range(10):
         apart.add(torch.ones(1, 2), torch.ones(1, 1))

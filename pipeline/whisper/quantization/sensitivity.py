@@ -48,7 +48,7 @@ class Layer:
         return float(0.5 * ((error @ self.inputs) * error).sum(1) @ self.outputs)
 
 
-class _Sums:
+class Sums:
     """Sums over the tokens of what has come through one layer."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -67,26 +67,34 @@ class _Sums:
         self.apart += float(weights @ inputs.square().sum(1))
         self.together += float((gradient[kept].T @ inputs[kept]).square().sum())
 
-    def layer(self, tokens: int) -> Layer:
-        """Return the means a token.
+    @property
+    def coherence(self) -> float:
+        """Return how much more an error does than positions one by one would tell: those of a recording share it."""
+        return max(1.0, self.together / self.apart) if self.apart else 1.0
 
-        The positions of a recording share a weight's error: where their gradients agree, it does more than they would
-        one by one.
-        """
-        coherence = max(1.0, self.together / self.apart) if self.apart else 1.0
+    def layer(self, tokens: int) -> Layer:
+        """Return the means a token."""
         even = torch.full_like(self.outputs, 1 / len(self.outputs))
         shares = self.outputs / self.outputs.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        return Layer(self.inputs * (coherence / tokens), _EVEN * even + (1 - _EVEN) * shares)
+        return Layer(self.inputs * (self.coherence / tokens), _EVEN * even + (1 - _EVEN) * shares)
 
 
-def measure(model: Whisper, heard: "Iterable[Heard]", vocabulary: "Vocabulary", seed: int = 0) -> dict[str, Layer]:
-    """Return every Linear layer's sensitivity, the output head's among them.
+def measure(model: Whisper, heard: "Iterable[Heard]", vocabulary: "Vocabulary") -> dict[str, Layer]:
+    """Return every Linear layer's sensitivity, the output head's among them."""
+    sums, tokens = gather(model, heard, vocabulary)
+    return {name: found.layer(tokens) for name, found in sums.items()}
+
+
+def gather(
+    model: Whisper, heard: "Iterable[Heard]", vocabulary: "Vocabulary", seed: int = 0
+) -> tuple[dict[str, Sums], int]:
+    """Return the sums of every Linear layer, the output head's among them, and over how many tokens they are.
 
     One backward pass for each utterance. Log-likelihoods of all tokens, weighted with the root of their probability and
     a random sign, have the Fisher information as the expectation of their squared gradient.
     """
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != HEAD}
-    sums = {name: _Sums(layer) for name, layer in [*linear.items(), (HEAD, model.proj_out)]}
+    sums = {name: Sums(layer) for name, layer in [*linear.items(), (HEAD, model.proj_out)]}
     generator = torch.Generator().manual_seed(seed)
     hooks = [layer.register_forward_hook(_watch(sums[name])) for name, layer in linear.items()]
     sources = [model.model.encoder.conv1.weight, model.model.decoder.embed_positions.weight]
@@ -113,7 +121,7 @@ def measure(model: Whisper, heard: "Iterable[Heard]", vocabulary: "Vocabulary", 
         hook.remove()
     for source in sources:
         source.requires_grad_(False)
-    return {name: found.layer(tokens) for name, found in sums.items()}
+    return sums, tokens
 
 
 def write(layers: Mapping[str, Layer], path: Path = PATH) -> None:
@@ -149,7 +157,7 @@ def damping(layer: str) -> float:
     return 0.01 if layer.startswith("model.encoder.") else 0.1
 
 
-def _watch(sums: _Sums) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _watch(sums: Sums) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen = inputs[0].detach().flatten(0, -2)
         output.register_hook(lambda gradient: sums.add(seen, gradient.flatten(0, -2)))
