@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline import backends, quantize
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.speech import corpus
 from pipeline.whisper import BASELINE
 from pipeline.whisper.inference import decoding, mel

@@ -32,17 +32,19 @@ def main(variant: str) -> None:
     folder, fp32, output = Path("models") / variant, Path("models") / params.BASELINE, file(variant)
     shards = {corpus.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
     references = {name: agreement.file(name) for name in shards}
-    for shard, path in shards.items():
-        agreement.check(references[shard], path)
     decided = {"checkpoint": manifest.verify(folder), "fp32": manifest.verify(fp32)}
+    for shard, path in shards.items():
+        agreement.check(references[shard], decided["fp32"]["files"]["model.safetensors"], path)
     name = decided["checkpoint"]["variant"]["backend"]
     backend = backends.get(name)
     device = machine.device(settings.device, name, backend.DEVICES)
     kept = pieces.Pieces(output, pieces.key("agree", name, device, [*shards.values(), *references.values()], **decided))
     model, head = backend.load(folder, device), agreement.head(fp32, device)
+    # A scale of dynamic activations may span a call: of a token, as decoding makes it, or of a whole text.
+    stepwise = decided["checkpoint"]["variant"]["activations"] == "dynamic"
 
     def make(shard: str, progress: "tqdm[Any]") -> Row:
-        return agree(variant, model, head, shards[shard], references[shard], progress)
+        return agree(variant, model, head, shards[shard], references[shard], stepwise, progress)
 
     done = kept.each(variant, {shard: corpus.count(path) for shard, path in shards.items()}, make)
     rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
@@ -63,7 +65,15 @@ def file(variant: str) -> Path:
     return Path(f"reports/agreement/{variant}.json")
 
 
-def agree(variant: str, model: "Whisper", head: "Tensor", shard: Path, reference: Path, progress: "tqdm[Any]") -> Row:
+def agree(
+    variant: str,
+    model: "Whisper",
+    head: "Tensor",
+    shard: Path,
+    reference: Path,
+    stepwise: bool,
+    progress: "tqdm[Any]",
+) -> Row:
     """Return the split of a shard, the sums of each of its utterances, and the KL divergence of each token.
 
     Raises UserError where the model's logits are not numbers.
@@ -82,7 +92,7 @@ def agree(variant: str, model: "Whisper", head: "Tensor", shard: Path, reference
         with naming(variant):
             each = torch.cat(
                 [
-                    agreement.compare(model, features, window, head, barred)
+                    agreement.compare(model, features, window, head, barred, stepwise)
                     for features, window in zip(decoding.windows(model, utterance), said, strict=True)
                 ]
             )

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pipeline import backends
-from pipeline.core import files, params, stage
+from pipeline.core import files, stage
+from pipeline.core.variant import backend_names
 
 LEARNED = Path("data/learned")
 
@@ -12,9 +13,10 @@ def main() -> None:
     """Write data/learned/: for each backend the digest of the file that it reads, or that it reads none."""
     with files.aside(LEARNED) as partial:
         partial.mkdir()
-        for name in params.backends():
+        for name in backend_names():
             lesson = backends.get(name).LEARNS
-            (partial / name).write_text(f"{files.sha256(Path(lesson))}  {lesson}\n" if lesson else "nothing\n")
+            file = Path(f"data/{lesson}.safetensors")
+            (partial / name).write_text(f"{files.sha256(file)}  {file}\n" if lesson else "nothing\n")
 
 
 if __name__ == "__main__":

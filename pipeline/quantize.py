@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline import backends
-    from pipeline.core.params import Variant
+    from pipeline.core.variant import Variant
     from pipeline.whisper.model.network import Whisper
 
 
@@ -30,11 +30,10 @@ def main(variant: str) -> None:
 
     from pipeline.whisper import BASELINE
     from pipeline.whisper.model import weights
-    from pipeline.whisper.quantization import calibration, sensitivity
+    from pipeline.whisper.quantization import calibration
 
     model = weights.load(BASELINE)
-    lesson = backends.get(settings.backend).LEARNS
-    learns = settings.activations == "static" or lesson == str(sensitivity.PATH)
+    learns = settings.activations == "static" or backends.get(settings.backend).LEARNS == "sensitivity"
     heard = calibration.ids() if learns else []
 
     def calibrate(watched: "Whisper") -> None:
@@ -57,8 +56,9 @@ def quantize(
 ) -> "tuple[Variant, dict[str, int]]":
     """Quantize a model in place, as settings say that `backends.check` has let through.
 
-    Returns the variant as the library made it, and the quantized layers with their numbers of weights. Raises UserError
-    where a layer does not fit, or was left as it is.
+    Returns the variant as the library made it (of layers with other bits than `bits`, only a smaller group shows), and
+    the quantized layers with their numbers of weights. Raises UserError where a layer does not fit, or was left as it
+    is.
     """
     from pipeline import backends
     from pipeline.whisper.model import packing
@@ -73,10 +73,13 @@ def quantize(
         if not fnmatch.filter(chosen, rule.rpartition("=")[0]):
             raise UserError(f"layers: {rule!r} matches no layer that is quantized{suggestion(rule, chosen[:1])}")
     layers = {layer: model.get_submodule(layer).weight.numel() for layer in chosen}  # type: ignore[operator]
-    for bits in dict.fromkeys(map(settings.bits_of, chosen)):
+    groups: list[int] = []
+    # `bits` itself comes last: the variant is told as those layers were made.
+    for bits in sorted({*map(settings.bits_of, chosen)}, key=lambda bits: (bits == settings.bits, bits)):
         alike = [layer for layer in chosen if settings.bits_of(layer) == bits]
         filled = backend.supports(dataclasses.replace(settings, bits=bits))  # a library's defaults follow the bits
         made = backend.quantize(model, alike, filled, calibrate)
+        groups += filter(None, [made.group_size])
     if tied and "proj_out" not in chosen:
         model.tie()  # where the backend has rounded the embedding
     packed = packing.attached(model)
@@ -88,7 +91,7 @@ def quantize(
         )
     _rest(model, settings, chosen)
     layers |= {name: each.codes.numel() for name, each in packing.attached(model).items()}
-    return dataclasses.replace(made, bits=settings.bits), layers
+    return dataclasses.replace(made, bits=settings.bits, group_size=min(groups, default=None)), layers
 
 
 def save(

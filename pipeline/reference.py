@@ -51,7 +51,11 @@ def main() -> None:
         partial.mkdir()
         places = sum(
             agreement.write(
-                partial / file.name, vocabulary, windows(shard, model, said, len(vocabulary.prompt), progress)
+                partial / file.name,
+                decided["checkpoint"]["files"]["model.safetensors"],
+                shard,
+                vocabulary,
+                windows(shard, model, said, len(vocabulary.prompt), progress),
             )
             for file, shard, said in zip(map(agreement.file, shards), shards.values(), heard, strict=True)
         )

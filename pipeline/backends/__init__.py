@@ -17,10 +17,10 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from pipeline.core.errors import UserError, suggestion
-from pipeline.core.params import Variant, backends
+from pipeline.core.variant import Variant, backend_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +36,8 @@ class Backend(Protocol):
     DEVICES: tuple[str, ...]
     """Device types with kernels of the library, the CPU among them: `cpu`, `cuda`."""
 
-    LEARNS: str | None
-    """The file with what it learns from the calibration speech, if it does: other speech reruns its variants."""
+    LEARNS: Literal["calibration", "sensitivity"] | None
+    """Which of the two it takes from the calibration speech, if any: other speech then reruns its variants."""
 
     def supports(self, variant: Variant) -> Variant: ...
 
@@ -50,8 +50,8 @@ class Backend(Protocol):
 
 def get(name: str) -> Backend:
     """Import a backend by name; the library itself is imported only when it is used."""
-    if name not in backends():
-        raise UserError(f"unknown backend {name!r}{suggestion(name, backends())}")
+    if name not in backend_names():
+        raise UserError(f"unknown backend {name!r}{suggestion(name, backend_names())}")
     return cast(Backend, importlib.import_module(f"pipeline.backends.{name}"))
 
 

@@ -6,7 +6,7 @@ import itertools
 from pipeline import backends
 from pipeline.core import params, stage
 from pipeline.core.errors import UserError, naming
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant, backend_names
 
 _FORMATS = [*(("int", bits) for bits in (8, 6, 5, 4, 3, 2, 1)), ("float", 8), ("fp", 4), ("nf", 4)]
 
@@ -27,7 +27,7 @@ def table() -> str:
     """
     heads = ["backend", "activations", *(f"{kind}{bits}" for kind, bits in _FORMATS)]
     lines = [heads, ["---"] * len(heads)]
-    for backend, activations in itertools.product(params.backends(), ("none", "dynamic", "static")):
+    for backend, activations in itertools.product(backend_names(), ("none", "dynamic", "static")):
         cells = [_granularities(backend, activations, kind, bits) for kind, bits in _FORMATS]
         if any(cells):
             lines.append([backend, activations, *cells])

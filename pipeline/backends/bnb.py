@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 DEVICES = ("cpu", "cuda")
 LEARNS = None

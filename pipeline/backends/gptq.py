@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.core.params import Variant
+from pipeline.core.errors import naming
+from pipeline.core.variant import Variant
 
 DEVICES = ("cpu", "cuda")
-LEARNS = "data/sensitivity.safetensors"
+LEARNS = "sensitivity"
 _BITS = (8, 6, 5, 4, 3)
 _GROUP_SIZES = (32, 64, 128)
 
@@ -39,14 +40,16 @@ def quantize(
 
     assert variant.group_size
     chosen = backends.linear_layers(model, layers)
-    backends.divides("gptq", variant, chosen, _GROUP_SIZES)
-    found = sensitivity.read(model)
     todo: list[tuple[str, Any, int]] = [(name, layer, variant.bits) for name, layer in chosen.items()]
     embedding = model.model.decoder.embed_tokens
     if variant.embedding in _BITS[1:] and model.tied and not hasattr(embedding, "packed"):
         todo.append((sensitivity.HEAD, embedding, variant.embedding))
+        chosen |= backends.linear_layers(model, [sensitivity.HEAD])
+    backends.divides("gptq", variant, chosen, _GROUP_SIZES)
+    found = sensitivity.read(model)
     for name, module, bits in tqdm(todo, unit="layer", desc="gptq", disable=None):
-        order = rounding.Order.of(found[name].inputs, sensitivity.damping(name))
+        with naming(name):
+            order = rounding.Order.of(found[name].inputs, sensitivity.damping(name))
         packing.attach(module, rounding.gptq(module.weight, order, bits, variant.group_size))
     return variant
 

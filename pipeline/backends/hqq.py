@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 if TYPE_CHECKING:
     from torch import nn

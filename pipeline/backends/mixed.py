@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEVICES = ("cpu", "cuda")
-LEARNS = "data/sensitivity.safetensors"
+LEARNS = "sensitivity"
 _FEWEST = 1.5
 """Bits a weight: what is coarser than that writes no text."""
 _NAME = 150
@@ -65,7 +65,7 @@ def quantize(
         least = budget + (_FEWEST * weights / 8 - left) / 1e6
         what = f"budget_mb {math.ceil(least)}" if variant.budget_mb else f"budget {math.ceil(100 * least / full)}"
         raise UserError(f"mixed: {budget:.1f} MB are too little for this model; give at least {what}")
-    best = allocation.fill(originals, {name: found[name] for name in chosen}, left)
+    best = allocation.fill(originals, found, left)
     if not best:
         more = math.ceil(110 * budget) / 100
         raise UserError(f"mixed: {budget:.2f} MB are too little for this model; give at least budget_mb {more:g}")

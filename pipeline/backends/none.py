@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from pipeline import backends
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 DEVICES = ("cpu", "cuda")
 LEARNS = None

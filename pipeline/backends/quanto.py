@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 DEVICES = ("cpu", "cuda")
-LEARNS = "data/calibration.safetensors"
+LEARNS = "calibration"
 _TYPES = {("int", 8): "qint8", ("int", 4): "qint4", ("int", 2): "qint2", ("float", 8): "qfloat8"}
 
 

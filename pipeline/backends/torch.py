@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEVICES = ("cpu",)
-LEARNS = "data/calibration.safetensors"
+LEARNS = "calibration"
 _LAYERS = "torch_layers.json"
 
 

@@ -4,14 +4,12 @@ Every stage reads its settings through `read`, so that a misspelt key or an impo
 sentence before any work starts. DVC does not see a default change: CONTRIBUTING.md says what to do.
 """
 
-import fnmatch
 import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    ConfigDict,
     Field,
     StrictBool,
     StrictInt,
@@ -24,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.core import languages, params_errors
 from pipeline.core.errors import UserError, suggestion
+from pipeline.core.variant import CONFIG, Positive, Variant
 
 T = TypeVar("T")
 
@@ -34,71 +33,13 @@ BASELINE = "fp32"
 
 # DVC builds stage names and parameter paths from names: a dot or a slash would break its tracking silently.
 Name = Annotated[str, StringConstraints(strict=True, pattern="^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=100)]
-Positive = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0)]
-Patterns = list[StrictStr]
 
 Files = dict[StrictStr, StrictStr | None]
 """File name -> SHA-256 of its bytes, or null where another pin (a hub revision) stands for it."""
 
-_CONFIG = ConfigDict(extra="forbid", defer_build=True)
 
-
-@dataclass(frozen=True, config=_CONFIG)
-class Variant:
-    """What to quantize and how. None means: as the library does by default for these bits."""
-
-    backend: StrictStr
-    bits: Positive = 8
-    format: Literal["int", "float", "nf", "fp"] = "int"
-    activations: Literal["none", "dynamic", "static"] = "none"
-    granularity: Literal["tensor", "channel", "group"] | None = None
-    group_size: Positive | None = None
-    symmetric: StrictBool | None = None
-    double_quant: StrictBool = False
-    """Quantize the scales too (bitsandbytes' 4-bit formats)."""
-    include: Patterns = field(default_factory=lambda: ["*"])
-    """Glob patterns of the Linear layers to quantize, such as `model.decoder.*`."""
-    exclude: Patterns = field(default_factory=lambda: ["proj_out"])
-    """Glob patterns of those to leave alone; `proj_out` is tied to the token embedding."""
-    encoder: Positive | None = None
-    """Bits of the encoder's Linear layers; None: `bits`."""
-    decoder: Positive | None = None
-    """Bits of the decoder's."""
-    layers: Patterns = field(default_factory=list)
-    """`pattern=bits` of single Linear layers, such as `*.v_proj=8`; the last that matches counts."""
-    embedding: Literal[8, 6, 5, 4] | None = None
-    """Bits of the token embedding and of the head that is tied to it; None: not quantized."""
-    conv: Literal[8] | None = None
-    """Bits of the convolutions; None: not quantized."""
-    rest: Literal["float16", "float32"] = "float16"
-    """How what is not quantized is stored: OpenAI's weights are float16, which loses nothing of them."""
-    budget: Annotated[float, Field(strict=True, gt=0, le=100)] | None = None
-    """Size of the checkpoint's weights, in per cent of fp32's (backend `mixed`)."""
-    budget_mb: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
-    """The same in MB (10^6 bytes)."""
-
-    def __post_init__(self) -> None:
-        if self.backend not in backends():
-            raise ValueError(f"unknown backend {self.backend!r}{suggestion(self.backend, backends())}")
-        if self.group_size is not None and self.granularity in ("tensor", "channel"):
-            raise ValueError(f"group_size {self.group_size} goes with granularity 'group', not {self.granularity!r}")
-        for rule in self.layers:
-            pattern, _, bits = rule.rpartition("=")
-            if not pattern or not bits.isdecimal() or not 1 <= int(bits) <= 32:
-                raise ValueError(f"layers: {rule!r} is no pattern and bits; write it as '*.v_proj=8'")
-
-    def bits_of(self, layer: str) -> int:
-        """Return the bits of a Linear layer: by `layers`, else by its part of the model, else `bits`."""
-        for rule in reversed(self.layers):
-            pattern, _, bits = rule.rpartition("=")
-            if fnmatch.fnmatchcase(layer, pattern):
-                return int(bits)
-        part = {"model.encoder": self.encoder, "model.decoder": self.decoder}.get(layer[: len("model.encoder")])
-        return part or self.bits
-
-
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Model:
     """Where a baseline checkpoint comes from."""
 
@@ -113,7 +54,7 @@ class Model:
         _check_needed(self, needed[self.source])
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Corpus:
     """Where speech with transcripts comes from, and which of it is scored."""
 
@@ -147,7 +88,7 @@ class Corpus:
             raise ValueError(f"utterances: unknown split {unknown[0]!r}{suggestion(unknown[0], archived)}")
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Decoding:
     """How text is decoded: always greedy, without temperature fallback."""
 
@@ -166,7 +107,7 @@ class Decoding:
             raise ValueError(f"language is {self.language!r}, but it must be {wanted}")
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Latency:
     """How the time from an utterance to its text is measured, one utterance at a time."""
 
@@ -177,7 +118,7 @@ class Latency:
     """Fixed, so that machines with more cores give figures that compare."""
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Calibration:
     """The audio on which static variants learn their activation ranges."""
 
@@ -187,7 +128,7 @@ class Calibration:
     seed: Seed = 0
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Scoring:
     """How transcripts become rates and intervals."""
 
@@ -196,7 +137,7 @@ class Scoring:
     seed: Seed = 0
 
 
-@dataclass(frozen=True, config=_CONFIG, kw_only=True)
+@dataclass(frozen=True, config=CONFIG, kw_only=True)
 class Params(Variant):
     """Both files. The candidate's keys are at params.yaml's top level, hence a Variant."""
 
@@ -233,10 +174,13 @@ class Params(Variant):
         _pick("corpus", calibration.corpus, self.corpora, "calibration: ")
         for name in {CANDIDATE, "baseline"} & self.variants.keys():  # their folders in models/
             raise UserError(f"variants: the name {name!r} is taken; choose another")
-        if BASELINE not in self.variants or self.variants[BASELINE].backend != "none":
+        baseline = self.variants.get(BASELINE)
+        if baseline is None or baseline.backend != "none":
             raise UserError(
                 f"variants: {BASELINE!r} (backend: none) is missing; every difference is measured against it"
             )
+        if baseline.bits == 16:
+            raise UserError(f"variant {BASELINE!r}: bits is 16, but it must be 32: all sizes are told as shares of it")
         heard = self.decoding.language
         if self.scoring.normalizer == "english" and heard != "en" and self.decoding.task == "transcribe":
             raise UserError(
@@ -272,11 +216,6 @@ def parse(form: dict[str, Any], catalog: dict[str, Any]) -> Params:
         return TypeAdapter(Params).validate_python(form | catalog)
     except ValidationError as error:
         raise UserError(params_errors.sentence(error.errors(include_url=False), Params)) from None
-
-
-def backends() -> list[str]:
-    """Name the backends: one module each in pipeline/backends/."""
-    return sorted(file.stem for file in (Path(__file__).parents[1] / "backends").glob("[!_]*.py"))
 
 
 def _load(file: Path) -> dict[str, Any]:

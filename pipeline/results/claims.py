@@ -11,7 +11,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.results.tables import Row
 from pipeline.scoring.statistics import WER
 

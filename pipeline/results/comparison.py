@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import BASELINE, CANDIDATE, Variant
+from pipeline.core.params import BASELINE, CANDIDATE
+from pipeline.core.variant import Variant
 from pipeline.results import agreement, text
 from pipeline.scoring import statistics
 from pipeline.scoring.statistics import Speakers

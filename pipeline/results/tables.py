@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 RESULTS = Path("reports/results.csv")
 PROTOCOL = Path("reports/protocol.csv")

@@ -103,7 +103,9 @@ def _batches(file: Path, columns: list[str] | None = None) -> "Iterator[pyarrow.
 
     # Without a buffer of its own for reading, a recording is in memory once more; by default, pre-buffering would hold
     # the whole file. So it is a row group, 100 utterances in published corpora.
-    with pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
+    with pyarrow.parquet.ParquetFile(
+        file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+    ) as parquet:
         yield from parquet.iter_batches(batch_size=16, columns=columns)
 
 

@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.whisper.inference.decoding import Vocabulary
@@ -23,6 +25,14 @@ from pipeline.whisper.model import weights
 from pipeline.whisper.model.network import Whisper
 
 REFERENCE = Path("data/reference")
+
+_LAYOUT: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
+"""Of the Parquet files: floats are neither smaller compressed nor found by their size, but a flipped bit shall be."""
 
 _PLACES = 64
 """Places whose logits are held at once: in float64 27 MB, where all that a window may have would be 190."""
@@ -45,16 +55,20 @@ def file(shard: str) -> Path:
     return REFERENCE / f"{shard}.parquet"
 
 
-def write(path: Path, vocabulary: Vocabulary, windows: Iterable[Window]) -> int:
-    """Write windows, and the tokens that may not come or not come first; return the number of places."""
+def write(path: Path, fp32: str, shard: Path, vocabulary: Vocabulary, windows: Iterable[Window]) -> int:
+    """Write windows, and the tokens that may not come or not come first; return the number of places.
+
+    And what they are of: `fp32`, the digest of its weights, and a shard of the corpus.
+    """
     import pyarrow
     import pyarrow.parquet
 
     barred = {"suppressed": vocabulary.suppressed, "suppressed_first": vocabulary.suppressed_first}
+    told = {name: json.dumps(tokens) for name, tokens in barred.items()} | _source(fp32, shard)
     columns = [("id", pyarrow.string()), ("tokens", pyarrow.list_(pyarrow.int32())), ("states", pyarrow.binary())]
-    schema = pyarrow.schema(columns, {name: json.dumps(tokens) for name, tokens in barred.items()})
+    schema = pyarrow.schema(columns, told)
     places = 0
-    with pyarrow.parquet.ParquetWriter(path, schema, compression="none") as writer:
+    with pyarrow.parquet.ParquetWriter(path, schema, **_LAYOUT) as writer:
         for window in windows:
             row = {"id": window.id, "tokens": window.tokens, "states": window.states.cpu().numpy().tobytes()}
             writer.write_table(pyarrow.Table.from_pylist([row], schema))
@@ -62,26 +76,40 @@ def write(path: Path, vocabulary: Vocabulary, windows: Iterable[Window]) -> int:
     return places
 
 
-def check(path: Path, shard: Path) -> None:
-    """Raise UserError where the reference at `path` is missing, damaged, or of other utterances than the shard has."""
+def _source(fp32: str, shard: Path) -> dict[str, str]:
+    return {"fp32": fp32, "speech": files.sha256(shard)}
+
+
+def check(path: Path, fp32: str, shard: Path) -> None:
+    """Raise UserError where the reference at `path` is missing, damaged, or not of this fp32 and this speech."""
     import pyarrow
+    import pyarrow.parquet
 
     run = "run 'python -m pipeline.reference'"
     try:
-        heard = dict.fromkeys(row["id"] for row in corpus.rows(path, ["id"]))  # of several windows, once
+        told = pyarrow.parquet.read_schema(path).metadata or {}
     except FileNotFoundError:
         raise UserError(f"{path} is not here; {run} first") from None
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); {run} again") from None
-    if [*heard] != [row["id"] for row in corpus.rows(shard, ["id"])]:
-        raise UserError(f"{path} is of other speech than {shard}; {run} again")
+    for what, digest in _source(fp32, shard).items():
+        if told.get(what.encode()) != digest.encode():
+            other = shard if what == "speech" else "the fp32 that is here"
+            raise UserError(
+                f"{path} is of other {'speech' if what == 'speech' else 'weights'} than {other}; {run} again"
+            )
 
 
 def read(path: Path, width: int, device: str) -> Iterator[Window]:
-    """Yield the windows, in the order of the corpus."""
-    for row in corpus.rows(path, ["id", "tokens", "states"]):
-        states = torch.from_numpy(np.frombuffer(row["states"], dtype=np.float32).reshape(-1, width).copy())
-        yield Window(row["id"], row["tokens"], states.to(device))
+    """Yield the windows, in the order of the corpus; raise UserError where they are damaged."""
+    import pyarrow
+
+    try:
+        for row in corpus.rows(path, ["id", "tokens", "states"]):
+            states = torch.from_numpy(np.frombuffer(row["states"], dtype=np.float32).reshape(-1, width).copy())
+            yield Window(row["id"], row["tokens"], states.to(device))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run 'python -m pipeline.reference' again") from None
 
 
 def barred(path: Path, vocabulary: int, device: str) -> Tensor:
@@ -104,21 +132,29 @@ def head(folder: Path, device: str) -> Tensor:
 
 
 @torch.no_grad()  # not inference_mode: quanto's 4-bit tensors need version counters
-def states(model: Whisper, features: Tensor, tokens: list[int], places: int) -> Tensor:
-    """Return the decoder's states (places, width) that predict the last `places` of the tokens."""
+def states(model: Whisper, features: Tensor, tokens: list[int], places: int, stepwise: bool = False) -> Tensor:
+    """Return the decoder's states (places, width) that predict the last `places` of the tokens.
+
+    In one pass; `stepwise` in as many as decoding takes, the prompt and then each token alone.
+    """
     read = torch.tensor([tokens[:-1]], device=model.device)
-    found: Tensor = model.model.decoder(read, model.caches(features, read.shape[1]))
+    caches = model.caches(features, read.shape[1])
+    prompt = len(tokens) - places
+    parts = [read[:, :prompt], *read[:, prompt:].split(1, dim=1)] if stepwise else [read]
+    found = torch.cat([model.model.decoder(part, caches) for part in parts], dim=1)
     return found[0, -places:].clone()  # as fp32's are read: equal states at like addresses give equal logits
 
 
 @torch.no_grad()
-def compare(model: Whisper, features: Tensor, window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:
+def compare(
+    model: Whisper, features: Tensor, window: Window, fp32_head: Tensor, barred: Tensor, stepwise: bool = False
+) -> Tensor:
     """Return `differences` of the model to fp32 in a window, (places, 3) on the CPU.
 
     Raises UserError where the model's logits are not numbers.
     """
     places = len(window.states)
-    found = states(model, features, window.tokens, places)
+    found = states(model, features, window.tokens, places, stepwise)
     said = torch.tensor(window.tokens[-places:], device=model.device)
     parts = []
     for start in range(0, places, _PLACES):

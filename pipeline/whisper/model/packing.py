@@ -93,6 +93,8 @@ def shrink(folder: Path, packed: Mapping[str, Packed], rest: str) -> None:
     from safetensors.torch import save_file
 
     path = folder / "model.safetensors"
+    if rest == "float32" and not packed:
+        return _sort_metadata(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         names = [name for name in file.keys() if name.removesuffix(".weight") not in packed]  # noqa: SIM118  # no mapping

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pipeline.core.errors import naming
 from pipeline.whisper.model.packing import Packed
 from pipeline.whisper.quantization import rounding, sensitivity
 from pipeline.whisper.quantization.sensitivity import Layer
@@ -22,12 +23,18 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
     """Round weights as finely as `room` bytes allow: matrices and their sensitivities by name; none where none fit."""
     from tqdm import tqdm
 
-    orders = {name: rounding.Order.of(layer.inputs, sensitivity.damping(name)) for name, layer in found.items()}
+    orders: dict[str, rounding.Order] = {}
+    outputs: dict[str, Tensor] = {}
+    for name in originals:
+        layer = found[name]
+        with naming(name):
+            orders[name] = rounding.Order.of(layer.inputs, sensitivity.damping(name))
+        outputs[name] = layer.outputs
     weights = sum(weight.numel() for weight in originals.values())
 
     def grids(fineness: float) -> dict[str, tuple[Tensor, Tensor]]:
         return {
-            name: rounding.steps(weight, found[name].outputs, orders[name].importance, fineness)
+            name: rounding.steps(weight, outputs[name], orders[name].importance, fineness)
             for name, weight in originals.items()
         }
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,6 +35,8 @@ def ids(path: Path = HEARD) -> list[str]:
             return list(json.loads(file.metadata()["ids"]))
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run 'python -m pipeline.calibrate' first") from None
+    except (SafetensorError, LookupError, TypeError, ValueError):  # another file of that name, too
+        raise UserError(f"{path} is cut short or damaged; run 'python -m pipeline.calibrate' again") from None
 
 
 def read(path: Path = HEARD) -> Iterator[Heard]:

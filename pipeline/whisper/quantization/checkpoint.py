@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import files, manifest
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 
 _COPIED = "*.json"
 """What a checkpoint takes over from the baseline: config, generation config, tokenizer, feature extractor."""
@@ -34,15 +34,15 @@ def save(
         for file in sorted(baseline.glob(_COPIED)):
             shutil.copyfile(file, partial / file.name)
         write(partial)
-        measured = measure(partial / "model.safetensors", layers)
+        measured = measure(partial / "model.safetensors", layers, variant.bits)
         return manifest.write(partial, {"variant": dataclasses.asdict(variant), "calibration": calibration, **measured})
 
 
-def measure(weights: Path, layers: dict[str, int]) -> dict[str, Any]:
+def measure(weights: Path, layers: dict[str, int], bits: int) -> dict[str, Any]:
     """Count the bytes of model.safetensors by kind, and the bits per quantized weight, scales and zero points included.
 
-    `quantized` are the layers' weights, `scales` what else is needed to read them, `unquantized` the rest: biases,
-    norms, convolutions, embeddings, and the file's header.
+    Where no layer is quantized they are `bits`. `quantized` are the layers' weights, `scales` what else is needed to
+    read them, `unquantized` the rest: biases, norms, convolutions, embeddings, and the file's header.
     """
     kinds = {"quantized": 0, "scales": 0}
     for name, size in tensor_bytes(weights).items():
@@ -54,10 +54,11 @@ def measure(weights: Path, layers: dict[str, int]) -> dict[str, Any]:
         weight = rest in ("weight", "W_q", "weight.codes", "_weight_qdata") or rest.startswith("weight._data")
         kinds["quantized" if weight else "scales"] += size
     total = weights.stat().st_size
+    counted = 8 * sum(kinds.values()) / sum(layers.values()) if layers else bits
     return {
         "layers": list(layers),
         "bytes": {"total": total, **kinds, "unquantized": total - sum(kinds.values())},
-        "bits_per_weight": round(8 * sum(kinds.values()) / sum(layers.values()), 4) if layers else 32.0,
+        "bits_per_weight": round(float(counted), 4),
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.core.errors import UserError
 from pipeline.whisper.model.packing import Packed
 
 GROUP = 64
@@ -14,6 +15,8 @@ GROUP = 64
 _RANGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _BLOCK = 128
 _TINY = 1e-30
+_SUBNORMAL = 2.0**-24
+"""How far apart float16's smallest numbers are."""
 
 
 def nearest(weight: Tensor, bits: int) -> Packed:
@@ -52,7 +55,8 @@ def optimal_grid(weight: Tensor, bits: int, group: int, importance: Tensor) -> t
     """Return scale and low of groups whose ranges lose least: each shrunk as far as the importance of columns asks."""
     groups, weights = weight.unflatten(1, (-1, group)), importance.unflatten(0, (-1, group))
     best = torch.full(groups.shape[:2], float("inf"))
-    scale = low = torch.zeros(groups.shape[:2], dtype=torch.float16)
+    scale, low = grid(groups, bits)
+    assert low is not None
     for shrunk in _RANGES:
         tried, start = grid(groups * shrunk, bits)
         assert start is not None
@@ -79,13 +83,20 @@ class Order:
 
     @classmethod
     def of(cls, inputs: Tensor, damping: float) -> "Order":
-        """Take the columns by falling second moments; add `damping` of their mean to each: little speech overfits."""
+        """Take the columns by falling second moments; add `damping` of their mean to each: little speech overfits.
+
+        Raises UserError where no factor follows from the moments: some are not numbers, or far apart.
+        """
         moments = inputs.double()
         mean = moments.diagonal().mean()
         moments = moments + torch.eye(len(inputs), dtype=torch.float64) * (damping * mean if mean > 0 else 1.0)
         columns = moments.diagonal().argsort(descending=True, stable=True)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments[columns][:, columns]))
-        return cls(columns, torch.linalg.cholesky(inverse, upper=True).float())
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments[columns][:, columns]))
+            return cls(columns, torch.linalg.cholesky(inverse, upper=True).float())
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented all the same
+            why = "what it sees of the calibration speech cannot be factored"
+            raise UserError(f"{why}; calibrate on more speech (calibration.utterances)") from None
 
     @property
     def importance(self) -> Tensor:
@@ -159,7 +170,11 @@ def entropy_coded(weight: Tensor, order: Order, row: Tensor, column: Tensor) -> 
 
 
 def _not_zero(scale: Tensor) -> Tensor:
+    """Return scales as float16; of a group of zeros, whose codes are all 0, it is 1.
+
+    Below float16's normal numbers they are rounded up: down, by up to 100 %, would cut off the largest weights.
+    """
     half = scale.half()
-    return torch.where(
-        half > 0, half, torch.ones_like(half)
-    )  # a group of zeros, or of less than float16 knows: all codes are 0
+    up = (half.float() < scale) & (half < torch.finfo(torch.float16).smallest_normal)
+    half = torch.where(up, half + _SUBNORMAL, half)
+    return torch.where(scale > 0, half, torch.ones_like(half))

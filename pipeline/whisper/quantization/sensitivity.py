@@ -6,10 +6,10 @@ and Grosse 2015, arXiv 1503.05671). Positions of the sound count by how much the
 guided Hessians of Kim et al. 2025 (arXiv 2505.07004): of most recordings half is padding.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PATH = Path("data/sensitivity.safetensors")
 HEAD = "proj_out"
+_PARTS = ("inputs", "outputs")
 
 _EVEN = 0.3
 """Share of the gradient that all outputs get alike: where GELU is flat an output has none, until a large error."""
@@ -131,21 +132,42 @@ def write(layers: Mapping[str, Layer], path: Path = PATH) -> None:
         save_file(tensors, partial)
 
 
-def read(model: Whisper, path: Path = PATH) -> dict[str, Layer]:
+class Stored(Mapping[str, Layer]):
+    """Sensitivities in a file, each read when it is asked for: of a large model they are gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        opened: Any = safe_open(path, "pt")  # it has no types
+        self._file = opened
+        self._names = dict.fromkeys(str(key).rpartition(".")[0] for key in opened.keys())  # noqa: SIM118  # no mapping
+
+    def __getitem__(self, name: str) -> Layer:
+        if name not in self._names:
+            raise KeyError(name)
+        return Layer(*(self._file.get_tensor(f"{name}.{key}") for key in _PARTS))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape (outputs, inputs) of a layer's weight."""
+        inputs, outputs = (self._file.get_slice(f"{name}.{key}").get_shape()[0] for key in _PARTS)
+        return outputs, inputs
+
+
+def read(model: Whisper, path: Path = PATH) -> Stored:
     """Read the sensitivities of this model's layers; raise UserError where they are not there, or another model's."""
     try:
-        with safe_open(path, "pt") as file:
-            names = dict.fromkeys(key.rpartition(".")[0] for key in file.keys())  # noqa: SIM118  # no mapping
-            found = {
-                name: Layer(*(file.get_tensor(f"{name}.{key}") for key in ("inputs", "outputs"))) for name in names
-            }
+        found = Stored(path)
+        shapes = {name: found.shape(name) for name in found}
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run 'python -m pipeline.sensitivity' first") from None
     except SafetensorError:
         raise UserError(f"{path} is cut short or damaged; run 'python -m pipeline.sensitivity' again") from None
     for name, module in model.named_modules():
-        fits = name in found and (len(found[name].outputs), len(found[name].inputs)) == module.weight.shape
-        if isinstance(module, nn.Linear) and not fits:
+        if isinstance(module, nn.Linear) and shapes.get(name) != module.weight.shape:
             raise UserError(
                 f"{path} is of another model, as {name} differs; run 'python -m pipeline.sensitivity' again"
             )
