@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -19,13 +20,18 @@ from tests import toy
 from tests.conftest import ROOT, Project, noise
 
 
+@pytest.fixture(scope="module")
+def referenced(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a project that has been quantized as fp32 and hqq-int4, with fp32's reference."""
+    folder = shutil.copytree(quantized, tmp_path_factory.mktemp("referenced") / "project")
+    with contextlib.chdir(folder):
+        reference.main()
+    return folder
+
+
 @pytest.fixture
-def project(tmp_project: Project, baseline: Path) -> Project:
-    """Work in a project that has been quantized as fp32 and hqq-int4, with fp32's reference."""
-    toy.project(tmp_project, baseline)
-    for name in ("fp32", "hqq-int4"):
-        quantize.main(name)
-    reference.main()
+def project(tmp_project: Project, referenced: Path) -> Project:
+    shutil.copytree(referenced, tmp_project.root, dirs_exist_ok=True)
     return tmp_project
 
 
@@ -166,6 +172,27 @@ def test_a_damaged_reference(project: Project) -> None:
     assert re.fullmatch(
         r"data/reference/test-b-00000.parquet cannot be read \(.+\); run 'python -m pipeline.reference' again",
         refusal("fp32"),
+    )
+
+
+def test_a_reference_with_a_flipped_bit(project: Project) -> None:
+    path = project.root / "data/reference/test-b-00000.parquet"
+    (states, *_) = (row["states"] for row in corpus.rows(path, ["states"]))
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(states[:64])] ^= 1
+    path.write_bytes(whole)
+    assert re.fullmatch(
+        r"data/reference/test-b-00000.parquet cannot be read \(.+\); run 'python -m pipeline.reference' again",
+        refusal("fp32"),
+    )
+
+
+def test_a_reference_of_other_weights(project: Project) -> None:
+    toy.retrain(project.root / "models/baseline")
+    quantize.main("fp32")
+    assert refusal("fp32") == (
+        "data/reference/test-a-00000.parquet is of other weights than the fp32 that is here; "
+        "run 'python -m pipeline.reference' again"
     )
 
 

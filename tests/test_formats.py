@@ -1,5 +1,6 @@
 """docs/formats.md says how checkpoints are stored: its loader is run as it stands there."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import backends
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from tests import toy
 from tests.backends import common
 from tests.backends.common import make
@@ -18,16 +19,13 @@ from tests.conftest import ROOT
 (CODE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/formats.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def load(folder: Path) -> Any:
-    """Load a checkpoint as the page does."""
-    names: dict[str, Any] = {}
-    exec(CODE, names)  # noqa: S102  # our own page
-    return names["load"](folder)
+PAGE: dict[str, Any] = {}
+exec(CODE, PAGE)  # noqa: S102  # our own page
 
 
 def agree(baseline: Path, variant: Variant, folder: Path) -> None:
     common.saved(baseline, variant, folder)
-    ours, theirs = backends.get(variant.backend).load(folder, "cpu"), load(folder)
+    ours, theirs = backends.get(variant.backend).load(folder, "cpu"), PAGE["load"](folder)
     assert type(theirs).__name__ == "WhisperForConditionalGeneration"
     read = theirs.state_dict()
     for name, weight in ours.state_dict().items():
@@ -57,6 +55,21 @@ def test_transformers_computes_the_same_with_the_pages_loader(variant: Variant, 
 )
 def test_a_head_of_its_own_is_loaded_too(variant: Variant, baseline: Path, tmp_path: Path) -> None:
     agree(common.untied(baseline, tmp_path / "baseline"), variant, tmp_path / "saved")
+
+
+def test_quanto_loads_what_the_page_has_read(baseline: Path, tmp_path: Path) -> None:
+    """The variant quanto-int8-whole: quanto's own loader does not know a packed embedding."""
+    from optimum import quanto
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    folder = tmp_path / "saved"
+    made = common.saved(baseline, make("quanto", embedding=8, conv=8), folder)
+    theirs: Any = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(folder)).eval()
+    quantization_map = json.loads((folder / "quanto_qmap.json").read_text())
+    quanto.requantize(theirs, PAGE["read"](folder), quantization_map)
+    theirs.tie_weights()
+    expected = toy.logits(made.model)
+    assert (toy.logits_of_transformers(theirs) - expected).abs().max() <= 1e-4 < expected.std()
 
 
 def test_a_head_that_was_tied_and_rounded_by_itself_is_not_the_embedding(baseline: Path, tmp_path: Path) -> None:

@@ -214,7 +214,11 @@ def _rebuild(folder: Path, layers: "dict[str, dict[str, Tensor]]") -> "dict[str,
     described = {f"{layer}.weight": metadata[f"{layer}.weight"] for layer in layers if f"{layer}.weight" in metadata}
     flat = {f"{layer}.{name}": tensor for layer, own in layers.items() for name, tensor in own.items()}
     names = {"tensor_names": json.dumps(list(described))}
-    found, _ = unflatten_tensor_state_dict(flat, described | names)
+    try:
+        found, _ = unflatten_tensor_state_dict(flat, described | names)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"metadata that torchao cannot rebuild weights by ({type(error).__name__}: {error})"
+        raise UserError(f"{folder}: model.safetensors holds {what}; quantize it again") from None
     for layer in layers:
         if f"{layer}.weight" not in found:
             raise UserError(f"{folder}: model.safetensors lacks part of '{layer}.weight'; quantize it again")

@@ -22,6 +22,8 @@ def verify(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = files.parse_json((folder / NAME).read_bytes())
         digests = manifest["files"].items()
+        if not isinstance(manifest["variant"]["backend"], str):
+            raise TypeError
         there = {path.name for path in folder.iterdir() if path.is_file()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # another file of that name, too
         raise UserError(f"{folder} has no readable {NAME}, so it is no checkpoint of this project; {again}") from None

@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     made.mkdir(parents=True)
     (made / "model.safetensors").write_bytes(b"weights")
     (made / "config.json").write_text("{}")
-    manifest.write(made, {"bits": 32})
+    manifest.write(made, {"variant": {"backend": "none"}})
     return made
 
 
@@ -26,7 +26,7 @@ def refusal(folder: Path) -> str:
 
 def test_the_list_tells_what_is_known_and_each_files_digest(folder: Path) -> None:
     digests = {name: files.sha256(folder / name) for name in ("config.json", "model.safetensors")}
-    assert manifest.verify(folder) == {"bits": 32, "files": digests}
+    assert manifest.verify(folder) == {"variant": {"backend": "none"}, "files": digests}
 
 
 def test_a_file_cut_short(folder: Path) -> None:
@@ -53,7 +53,9 @@ def test_a_missing_file(folder: Path) -> None:
     assert refusal(folder) == f"{folder} lacks config.json; run 'dvc repro' to restore it"
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "{}", '{"files"', "[]", '{"files": ["a"]}', "[" * 10_000])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "{}", '{"files"', "[]", '{"files": ["a"]}', '{"files": {}, "variant": {}}', "[" * 10_000]
+)
 def test_no_manifest(folder: Path, text: str | None) -> None:
     """A checkpoint.json of another tool, or cut short by a full disk: a KeyError says nothing of the file."""
     (folder / "checkpoint.json").unlink()
@@ -72,5 +74,5 @@ def test_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../baseline", "x" * 300, "."])
 def test_only_files_of_the_folder_are_listed(folder: Path, name: str) -> None:
     """Names in a downloaded list that lead out of the folder, or that no system can open."""
-    (folder / "checkpoint.json").write_text(json.dumps({"files": {name: "0"}}))
+    (folder / "checkpoint.json").write_text(json.dumps({"variant": {"backend": "none"}, "files": {name: "0"}}))
     assert refusal(folder) == f"{folder} lacks {name}; run 'dvc repro' to restore it"

@@ -113,8 +113,10 @@ def test_what_was_written_is_read(baseline: Path, tmp_path: Path) -> None:
         agreement.Window(name, [257, 260, *range(places)], torch.randn(places, 64))
         for name, places in (("a-1", 3), ("a-1", 30), ("ä 2", 1))
     ]
-    path = tmp_path / "split-00000.parquet"
-    assert agreement.write(path, vocabulary, made) == 34
+    path, shard = tmp_path / "split-00000.parquet", tmp_path / "shard"
+    shard.write_bytes(b"speech")
+    assert agreement.write(path, "5eed", shard, vocabulary, made) == 34
+    agreement.check(path, "5eed", shard)
     found = list(agreement.read(path, 64, "cpu"))
     assert [(each.id, each.tokens) for each in found] == [(each.id, each.tokens) for each in made]
     assert all(torch.equal(one.states, other.states) for one, other in zip(found, made, strict=True))
@@ -122,6 +124,13 @@ def test_what_was_written_is_read(baseline: Path, tmp_path: Path) -> None:
     assert barred[1].nonzero().flatten().tolist() == sorted(vocabulary.suppressed)
     assert barred[0].nonzero().flatten().tolist() == sorted({*vocabulary.suppressed, *vocabulary.suppressed_first})
     assert vocabulary.end in vocabulary.suppressed_first
+
+
+def test_token_by_token_gives_the_same_states(fp32: network.Whisper) -> None:
+    features, tokens = torch.randn(1, 80, 3000), [257, 260, *range(20)]
+    once, stepwise = (agreement.states(fp32, features, tokens, 20, stepwise) for stepwise in (False, True))
+    assert once.std() > 0.1
+    assert torch.allclose(once, stepwise, atol=1e-5)
 
 
 def transformers_differ(folder: Path, spoken: Sequence[Utterance]) -> list[float]:

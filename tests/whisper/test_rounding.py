@@ -178,7 +178,7 @@ def test_a_silent_column_is_no_obstacle() -> None:
 
 def test_steps_make_an_error_cost_alike_in_every_row_and_column() -> None:
     outputs, importance = torch.tensor([1.0, 4.0]), torch.tensor([1.0, 4.0, 16.0])
-    row, column = rounding.steps(torch.zeros(2, 3), outputs, importance, 0.01)
+    row, column = rounding.scales(torch.zeros(2, 3), outputs, importance, 0.01)
     assert (row.dtype, column.dtype) == (torch.float16, torch.float16)
     assert column.tolist() == [1.0, 0.5, 0.25]
     assert row.tolist() == pytest.approx([0.1, 0.05], rel=1e-3)
@@ -188,19 +188,19 @@ def test_steps_make_an_error_cost_alike_in_every_row_and_column() -> None:
 
 def test_a_rows_largest_weight_bounds_its_scale() -> None:
     exact = torch.tensor([[0.1, 254.0], [0.1, 0.1]])
-    row, column = rounding.steps(exact, torch.ones(2), torch.ones(2), 1e-4)
+    row, column = rounding.scales(exact, torch.ones(2), torch.ones(2), 1e-4)
     assert column.tolist() == [1.0, 1.0]
     assert row.tolist() == pytest.approx([2.0, 0.01], rel=1e-3)
     assert rounding.rounded(exact, row, column).codes.tolist() == [[0, 127], [10, 10]]
 
 
-@pytest.mark.parametrize("fineness", [1e-12, 1e-6, 1.0])
-def test_steps_are_finite_for_rows_and_columns_of_zeros(fineness: float) -> None:
+@pytest.mark.parametrize("distortion", [1e-12, 1e-6, 1.0])
+def test_scales_are_finite_for_rows_and_columns_of_zeros(distortion: float) -> None:
     exact, inputs = weight(), correlated()
     exact[3], exact[:, 7] = 0, 0
     inputs[:, 9] = 0
     order = Order.of(inputs.T @ inputs / len(inputs), 0.01)
-    row, column = rounding.steps(exact, torch.full((24,), 1 / 24), order.importance, fineness)
+    row, column = rounding.scales(exact, torch.full((24,), 1 / 24), order.importance, distortion)
     for scale in (row, column):
         assert scale.isfinite().all()
         assert (scale > 0).all()
@@ -214,7 +214,7 @@ def test_steps_are_finite_for_rows_and_columns_of_zeros(fineness: float) -> None
 def test_entropy_coded_meets_its_steps_and_keeps_outputs_closer(bits: int) -> None:
     inputs, exact = correlated(), weight()
     order = Order.of(inputs.T @ inputs / len(inputs), 0.01)
-    row, column = rounding.steps(exact, torch.full((24,), 1 / 24), order.importance, 4.0**-bits)
+    row, column = rounding.scales(exact, torch.full((24,), 1 / 24), order.importance, 4.0**-bits)
     packed, plain = rounding.entropy_coded(exact, order, row, column), rounding.rounded(exact, row, column)
     assert packed.codes.dtype == torch.int8
     assert packed.codes.abs().max() <= 127
@@ -229,8 +229,8 @@ def test_finer_steps_take_more_bytes_and_lose_less() -> None:
     inputs, exact = correlated(), weight(200)
     order = Order.of(inputs.T @ inputs / len(inputs), 0.01)
     found = []
-    for fineness in (1e-1, 1e-2, 1e-3, 1e-4):
-        grid = rounding.steps(exact, torch.full((200,), 1 / 200), order.importance, fineness)
+    for distortion in (1e-1, 1e-2, 1e-3, 1e-4):
+        grid = rounding.scales(exact, torch.full((200,), 1 / 200), order.importance, distortion)
         packed = rounding.entropy_coded(exact, order, *grid)
         found.append((packed.size(), -output_error(packed.weight(), exact, inputs)))
     assert found == sorted(found)

@@ -2,7 +2,7 @@
 
 A matrix (rows, columns) is `codes * scale + low` or `codes * scale * column`: `scale` and `low` belong to groups of a
 row's weights, `column` to columns. Codes of a fixed width stand in planes: one bit of all codes, then the next. Codes
-without one are deflated, which gives frequent codes fewer bits (Huffman): a grid then costs no more than its entropy.
+without one are deflated, which gives frequent codes fewer bits (Huffman): a tenth of a bit more than their entropy.
 A checkpoint with such weights is whole to whoever reads it with `weights.read`: they come as float32.
 """
 

@@ -1,8 +1,8 @@
 """As many bits to each weight as the text depends on it, within so many bytes.
 
-Every weight gets the grid whose error costs the text alike (`rounding.steps`), is rounded as GPTQ does, and stored by
-its entropy. So bits need no search: layers, rows and columns that matter get more, and one number, the fineness of all
-grids, meets the size.
+Every weight gets the grid whose error costs the text alike (`rounding.scales`), is rounded as GPTQ does, and stored in
+a Huffman code, of about as many bits as its entropy. So bits need no search: layers, rows and columns that matter get
+more, and one number, the distortion that each weight may cause, meets the size.
 """
 
 from collections.abc import Mapping
@@ -32,25 +32,25 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
         outputs[name] = layer.outputs
     weights = sum(weight.numel() for weight in originals.values())
 
-    def grids(fineness: float) -> dict[str, tuple[Tensor, Tensor]]:
+    def grids(distortion: float) -> dict[str, tuple[Tensor, Tensor]]:
         return {
-            name: rounding.steps(weight, outputs[name], orders[name].importance, fineness)
+            name: rounding.scales(weight, outputs[name], orders[name].importance, distortion)
             for name, weight in originals.items()
         }
 
-    def guess(fineness: float) -> int:
-        return sum(rounding.rounded(originals[name], *grid).size() for name, grid in grids(fineness).items())
+    def guess(distortion: float) -> int:
+        return sum(rounding.rounded(originals[name], *grid).size() for name, grid in grids(distortion).items())
 
-    fineness, aim = 1e-9, _AIM * room
+    distortion, aim = 1e-9, _AIM * room
     for _ in range(_GUESSES):
-        size = guess(fineness)
+        size = guess(distortion)
         if abs(size - aim) < (1 - _AIM) * room:
             break
-        fineness *= _change(size, aim, weights)
+        distortion *= _change(size, aim, weights)
     best: dict[str, Packed] = {}
     largest = 0
     for _ in range(_ROUNDS):
-        chosen = tqdm(grids(fineness).items(), unit="layer", desc="mixed", disable=None)
+        chosen = tqdm(grids(distortion).items(), unit="layer", desc="mixed", disable=None)
         rounded = {name: rounding.entropy_coded(originals[name], orders[name], *grid) for name, grid in chosen}
         size = sum(packed.size() for packed in rounded.values())
         if largest < size <= room:
@@ -59,10 +59,10 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
             break
         if _CLOSE * room <= size <= room:
             break
-        fineness *= _change(size, aim, weights)
+        distortion *= _change(size, aim, weights)
     return best
 
 
 def _change(size: int, aim: float, weights: int) -> float:
-    """Return what to multiply the fineness by: with half the step a weight takes a bit more, and steps are its root."""
+    """Return what to multiply the distortion by: with half the step a weight takes a bit more, and it is a square."""
     return float(4 ** (8 * (size - aim) / weights))

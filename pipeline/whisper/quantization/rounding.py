@@ -136,8 +136,8 @@ def gptq(weight: Tensor, order: Order, bits: int, group: int) -> Packed:
     return Packed(order.round(weight, quantize).to(torch.uint8), scale, bits, tuple(weight.shape), low)
 
 
-def steps(weight: Tensor, outputs: Tensor, importance: Tensor, fineness: float) -> tuple[Tensor, Tensor]:
-    """Return the scales of rows and columns, float16, with which every weight's error costs alike: `fineness` nats.
+def scales(weight: Tensor, outputs: Tensor, importance: Tensor, distortion: float) -> tuple[Tensor, Tensor]:
+    """Return the scales of rows and columns, float16, with which every weight's error costs alike: `distortion` nats.
 
     Of all grids with as many bits on average, stored by their entropy, that one loses least: reverse water-filling
     (Cover and Thomas, "Elements of information theory", 13.3.3; at high rates). `outputs` and `importance` say what an
@@ -146,7 +146,7 @@ def steps(weight: Tensor, outputs: Tensor, importance: Tensor, fineness: float) 
     column = importance.clamp(min=_TINY) ** -0.5
     widest = column.max()  # 1 in what is stored: float16 is exact about there
     column = _not_zero(column / widest)
-    row = (fineness / outputs.clamp(min=_TINY)).sqrt() * widest
+    row = (distortion / outputs.clamp(min=_TINY)).sqrt() * widest
     row = row.maximum((weight.abs() / column.float()).amax(1) / 127)
     return _not_zero(row.clamp(max=torch.finfo(torch.float16).max)), column
 
