@@ -1,6 +1,6 @@
 """Keep the current results as a study: a folder, studies/<name>/, to be committed and cited.
 
-Usage: python -m pipeline.study NAME | --page FOLDER | --headline FOLDER
+Usage: python -m pipeline.study NAME | --page FOLDER | --headline FOLDER [--variants NAME ...]
 """
 
 import argparse
@@ -130,11 +130,12 @@ if __name__ == "__main__":
     chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
     chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
     chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print its variants as a table for a README")
+    parser.add_argument("--variants", metavar="NAME", nargs="+", default=(), help="with --headline: these alone")
     arguments = parser.parse_args()
     with stage.guarded("study"):
         if arguments.page:
             files.write_text(arguments.page / "README.md", page.text(arguments.page, arguments.page.resolve().name))
         elif arguments.headline:
-            print(page.headline(arguments.headline))
+            print(page.headline(arguments.headline, arguments.variants))
         else:
             main(arguments.name)

@@ -23,10 +23,10 @@ def test_the_support_table_is_what_the_backends_say() -> None:
 
 
 def test_the_headline_is_what_the_study_says() -> None:
-    commands = re.findall(r"<!-- python -m pipeline.study --headline \S+ -->", README)
+    commands = re.findall(r"(<!-- python -m pipeline.study --headline (\S+)(?: --variants ([^>]+))? -->)", README)
     assert commands
-    for command in commands:
-        assert f"{command}\n{page.headline(ROOT / command.split()[-2])}\n" in README
+    for command, folder, variants in commands:
+        assert f"{command}\n{page.headline(ROOT / folder, variants.split())}\n" in README
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)

@@ -41,6 +41,16 @@ class Study:
         """Return a variant's lines, one for each split."""
         return list(self.lines[self.lines.variant == variant].itertuples())
 
+    @property
+    def agreeing(self) -> bool:
+        """Whether variants were held against fp32 token by token: earlier studies do not have it."""
+        return bool(self.lines.kl.notna().all())
+
+    def kl(self, variant: str) -> float:
+        """Return a variant's KL divergence from fp32, mean over the tokens of all splits."""
+        rows = self.of(variant)
+        return float(sum(row.kl * row.tokens for row in rows) / sum(row.tokens for row in rows))
+
     def where(self, holds: Callable[[Row], bool]) -> list[Row]:
         """Return one line of each quantized variant of which something holds on every split."""
         return [row for row in self.variants if row.variant != BASELINE and all(map(holds, self.of(row.variant)))]

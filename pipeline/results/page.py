@@ -4,13 +4,14 @@ Everything on it is computed from the other files of the folder, so it can be ma
 stand in templates/.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.core.params import BASELINE, CATALOG, Params
+from pipeline.core.errors import UserError, suggestion
+from pipeline.core.params import BASELINE, CANDIDATE, CATALOG, Params
 from pipeline.results import claims, findings, tables
 from pipeline.results import text as writing
 
@@ -24,9 +25,18 @@ def text(folder: Path, name: str) -> str:
     return _render("study.md.j2", study, **values)
 
 
-def headline(folder: Path) -> str:
-    """Return a study's variants, without the candidate, as a compact table for a README."""
-    return _render("headline.md.j2", findings.read(folder)).rstrip()
+def headline(folder: Path, variants: Sequence[str] = ()) -> str:
+    """Return a study's variants as a compact table for a README: those named, else all but the candidate.
+
+    Raises UserError for a variant that the study does not have.
+    """
+    study = findings.read(folder)
+    known = [row.variant for row in study.variants]
+    for name in variants:
+        if name not in known:
+            raise UserError(f"{folder} has no variant {name!r}{suggestion(name, known)}")
+    shown = variants or [name for name in known if name != CANDIDATE]
+    return _render("headline.md.j2", study, shown=shown).rstrip()
 
 
 def options(settings: Params) -> dict[str, str]:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from pipeline.core import params
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.results import claims
 from pipeline.results.claims import FAILS, HOLDS, OPEN
 from tests.backends import test_sizes

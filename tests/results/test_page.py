@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.core import params
+from pipeline.core.errors import UserError
 from pipeline.results import page, tables
 from tests import made
 from tests.conftest import ROOT
@@ -266,6 +267,39 @@ def test_headline_is_compact_and_leaves_the_candidate_out(tmp_path: Path) -> Non
         "| quanto-int8 | 412.2 | 57.4 % | 3.43 | -0.07 [-0.12, -0.02] **better** | 8.02 | +0.02 [-0.30, +0.34] n.s. | "
         "900 (1.12) |"
     )
+
+
+def test_agreement_is_told_where_it_was_measured(tmp_path: Path) -> None:
+    agreeing = {
+        "kl": 0.0,
+        "kl_low": 0.0,
+        "kl_high": 0.0,
+        "kl_p99": 0.0,
+        "flips": 0.0,
+        "flips_low": 0.0,
+        "flips_high": 0.0,
+    }
+    rounded = {"kl": 0.0012, "kl_low": 0.0008, "kl_high": 0.002, "kl_p99": 0.0213, "flips": 0.52, "flips_low": 0.2}
+    tokens = {"test-clean": 1000, "test-other": 3000}
+    lines = [
+        one
+        | (agreeing if one["variant"] == "fp32" else agreeing | rounded)
+        | {"tokens": tokens[one["split"]]}
+        | ({"kl": 0.004} if one["variant"] == "quanto-int8" and one["split"] == "test-other" else {})
+        for one in LINES
+    ]
+    folder = made.write(tmp_path / "base", lines)
+    table = sections(page.text(folder, "base"))["Agreement with fp32"]
+    (row,) = (line for line in table.splitlines() if line.startswith("| quanto-int8 |"))
+    told = "[0.0008, 0.0020] | 0.021 | 0.52 % [0.20, 0.00] |"
+    assert row == f"| quanto-int8 | 412.2 | 0.0012 {told} 0.0040 {told}"
+    assert "(4,000 of them)" in table
+    *_, last = page.headline(folder, ["fp32", "quanto-int8"]).splitlines()
+    assert last.startswith("| quanto-int8 | 412.2 | 57.4 % | 0.0033 | 3.43 |")  # weighted by tokens
+    with pytest.raises(UserError) as error:
+        page.headline(folder, ["quanto-int9"])
+    assert str(error.value) == f"{folder} has no variant 'quanto-int9' (did you mean 'quanto-int8'?)"
+    assert "Agreement with fp32" not in sections(page.text(made.write(tmp_path / "earlier", LINES), "earlier"))
 
 
 def test_claims_are_told_a_variant_a_line_and_equal_verdicts_once(tmp_path: Path) -> None:
