@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline import backends
 from pipeline.core import files, manifest
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.whisper.model import weights
 from pipeline.whisper.quantization import checkpoint
 
@@ -34,6 +34,7 @@ def saved(baseline: Path, tmp_path: Path) -> Path:
 def test_a_checkpoint_is_the_baselines_files_weights_and_a_manifest(baseline: Path, saved: Path) -> None:
     names = ["config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
     assert sorted(file.name for file in saved.iterdir()) == ["checkpoint.json", *names]
+    assert {file.stat().st_mode & 0o777 for file in saved.iterdir()} == {0o644}
     written = json.loads((saved / "checkpoint.json").read_text())
     size = (saved / "model.safetensors").stat().st_size
     assert written == manifest.verify(saved)
@@ -153,7 +154,7 @@ def test_measure(library: str, tmp_path: Path) -> None:
     rest = {"a.fc1.bias": torch.zeros(4), "a.fc10.weight": torch.zeros(4, 16), "norm.weight": torch.zeros(16)}
     header = write(tmp_path / "model.safetensors", {f"a.fc1.{name}": tensor for name, tensor in own.items()} | rest)
     unquantized = header + 4 * (4 + 64 + 16)
-    assert checkpoint.measure(tmp_path / "model.safetensors", {"a.fc1": 64}) == {
+    assert checkpoint.measure(tmp_path / "model.safetensors", {"a.fc1": 64}, 4) == {
         "layers": ["a.fc1"],
         "bytes": {
             "total": quantized + scales + unquantized,
@@ -167,7 +168,7 @@ def test_measure(library: str, tmp_path: Path) -> None:
 
 def test_measure_without_quantization(tmp_path: Path) -> None:
     header = write(tmp_path / "model.safetensors", {"a.fc1.weight": torch.zeros(4, 16)})
-    assert checkpoint.measure(tmp_path / "model.safetensors", {}) == {
+    assert checkpoint.measure(tmp_path / "model.safetensors", {}, 32) == {
         "layers": [],
         "bytes": {"total": header + 256, "quantized": 0, "scales": 0, "unquantized": header + 256},
         "bits_per_weight": 32.0,

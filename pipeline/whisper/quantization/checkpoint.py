@@ -34,6 +34,8 @@ def save(
         for file in sorted(baseline.glob(_COPIED)):
             shutil.copyfile(file, partial / file.name)
         write(partial)
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors' files are their owner's alone, who may not be who serves them
         measured = measure(partial / "model.safetensors", layers, variant.bits)
         return manifest.write(partial, {"variant": dataclasses.asdict(variant), "calibration": calibration, **measured})
 
