@@ -2,7 +2,7 @@
 
 Three of four utterances of the calibration speech calibrate; the fourth judges. What is scored is never read. Prints
 for each way of rounding the bytes of all rounded weights, and the KL divergence from fp32 along fp32's own tokens, mean
-a token with its standard error over utterances.
+a token with its standard error over utterances. And how many bits each kind of layer gets.
 
 Usage: python -m benchmarks.rounding [--budget 15.5]
 Needs `dvc repro calibrate`, with 30 or more utterances (`calibration` in params.yaml): few judge nothing.
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline import backends
 from pipeline.backends import mixed
 from pipeline.core import params
+from pipeline.sensitivity import place
 from pipeline.whisper import BASELINE, agreement
 from pipeline.whisper.inference import decoding
 from pipeline.whisper.model import packing, weights
@@ -148,6 +149,12 @@ def main() -> None:
         f"{measured - begun:.0f} s for sensitivities, {time.perf_counter() - measured:.0f} s for rounding", flush=True
     )
     trial.judge("mixed", best)
+    kinds: dict[str, list[packing.Packed]] = {}
+    for name, packed in best.items():
+        kinds.setdefault("{part} {kind}".format(**place(name)), []).append(packed)
+    spent = {kind: 8 * sum(p.size() for p in of) / sum(p.codes.numel() for p in of) for kind, of in kinds.items()}
+    told = ", ".join(f"{kind} {each:.1f}" for kind, each in sorted(spent.items(), key=lambda item: -item[1]))
+    print(f"its bits a weight, scales included: {told}", flush=True)
 
     with mock.patch.object(rounding, "entropy_coded", lambda weight, _, *grid: rounding.rounded(weight, *grid)):
         trial.judge("each weight to its nearest code, without GPTQ", allocation.fill(originals, found, room))

@@ -126,7 +126,7 @@ def main(variant: str) -> None:
 def latency(transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
     """Transcribe utterances one at a time; return id, text and seconds of each, features included.
 
-    A warm-up utterance runs first, because changing the number of threads may repack kernels.
+    Where it changes the number of threads, a warm-up utterance runs first: that may repack kernels.
     """
     import torch
     from tqdm import tqdm
@@ -134,9 +134,10 @@ def latency(transcriber: Transcriber, settings: "params.Latency") -> list[dict[s
     utterances = corpus.some(corpus.CORPUS, settings.utterances)
     single = []
     threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
     try:
-        transcriber.warm_up(utterances[-1])
+        if settings.threads != threads:
+            torch.set_num_threads(settings.threads)
+            transcriber.warm_up(utterances[-1])
         end = time.perf_counter() + settings.seconds
         for utterance in tqdm(utterances, unit="utt", desc=f"{transcriber.variant}, one at a time", disable=None):
             if time.perf_counter() > end:

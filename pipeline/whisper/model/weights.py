@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.core.errors import UserError
 from pipeline.whisper.model import packing
@@ -17,8 +18,18 @@ HEAD, EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
 
 def skeleton(folder: Path) -> Whisper:
     """Build the model of a checkpoint's config.json without memory for its weights (on the meta device)."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unset():
         return Whisper(Config.read(folder)).eval()
+
+
+class _Unset(TorchFunctionMode):
+    """Leaves new weights as they are: random ones on the meta device make PyTorch import its compiler, for 0.6 s."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def load(folder: Path, device: str = "cpu") -> Whisper:
