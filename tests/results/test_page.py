@@ -58,7 +58,7 @@ def test_what_was_done(folder: Path) -> None:
         "- Speech: `subset`, a *subset* that lies in a folder.\n"
         "- test-clean: 120 utterances of 20 speakers, 2,400 words, 15.0 minutes.\n"
         "- test-other: 120 utterances of 20 speakers, 2,400 words, 15.0 minutes.\n"
-        "- Calibration of static variants: 5 utterances of split `dev-clean` of corpus `subset`.\n"
+        "- Calibration, where a variant learns from speech: 5 utterances of split `dev-clean` of corpus `subset`.\n"
         "- Decoding: greedy, without temperature fallback; language en, task transcribe, batch_size 16, "
         "max_new_tokens 444, suppress_non_speech true, seed 0.\n"
         "- Scoring: normalizer english, resamples 10000, seed 0. Intervals: bootstrap, 95 %, by speaker, paired if "
