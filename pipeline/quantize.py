@@ -56,9 +56,8 @@ def quantize(
 ) -> "tuple[Variant, dict[str, int]]":
     """Quantize a model in place, as settings say that `backends.check` has let through.
 
-    Returns the variant as the library made it (of layers with other bits than `bits`, only a smaller group shows), and
-    the quantized layers with their numbers of weights. Raises UserError where a layer does not fit, or was left as it
-    is.
+    Returns the variant as the library made the layers of `bits` bits, with the smallest group of all, and the quantized
+    layers with their numbers of weights. Raises UserError where a layer does not fit, or was left as it is.
     """
     from pipeline import backends
     from pipeline.whisper.model import packing
@@ -91,7 +90,8 @@ def quantize(
         )
     _rest(model, settings, chosen)
     layers |= {name: each.codes.numel() for name, each in packing.attached(model).items()}
-    return dataclasses.replace(made, bits=settings.bits, group_size=min(groups, default=None)), layers
+    smallest = min(groups) if made.group_size else None
+    return dataclasses.replace(made, bits=settings.bits, group_size=smallest), layers
 
 
 def save(

@@ -1,10 +1,12 @@
 """What the tests share: a project in a temporary folder, real speech, real packages, and a server that misbehaves."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import io
 import os
+import shutil
 import tarfile
 import threading
 import warnings
@@ -19,7 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import fetch, prepare
+from pipeline import fetch, prepare, quantize
 from pipeline.core import http as source_http
 from pipeline.core import package, params
 from pipeline.core.errors import UserError
@@ -328,6 +330,26 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import toy
 
     return toy.write(tmp_path_factory.mktemp("toy") / "baseline")
+
+
+@pytest.fixture(scope="session")
+def calibrated(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project's folder with a toy, prepared speech, and what calibrates: to be copied."""
+    from tests import toy
+
+    project = Project(tmp_path_factory.mktemp("calibrated"))
+    toy.project(project, baseline)
+    return project.root
+
+
+@pytest.fixture(scope="session")
+def quantized(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return such a folder in which the toy has been quantized as fp32 and hqq-int4: to be copied, too."""
+    folder = shutil.copytree(calibrated, tmp_path_factory.mktemp("quantized") / "project")
+    with contextlib.chdir(folder):
+        for name in ("fp32", "hqq-int4"):
+            quantize.main(name)
+    return folder
 
 
 @pytest.fixture(scope="session")

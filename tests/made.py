@@ -10,7 +10,7 @@ from typing import Any
 from pandas import DataFrame
 from ruamel.yaml import YAML
 
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.results import tables
 from pipeline.sensitivity import place
 from tests.conftest import ROOT, Project, results_csv

@@ -143,6 +143,7 @@ def make(folder: Path) -> Study:
         raw["variants"] = {name: raw["variants"][name] for name in VARIANTS}
         raw["decoding"]["max_new_tokens"] = 9
         raw["calibration"] |= {"corpus": "noise", "split": "dev", "utterances": 1}
+        raw["latency"]["threads"] = 1
         raw["scoring"]["resamples"] = 1000
 
     study.edit(shrink)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from tests.conftest import Project
 
 
 @pytest.fixture
-def project(tmp_project: Project, baseline: Path) -> Project:
+def project(tmp_project: Project, calibrated: Path) -> Project:
     """Work in a project with a toy baseline, a corpus and two utterances to calibrate on."""
-    toy.project(tmp_project, baseline)
+    shutil.copytree(calibrated, tmp_project.root, dirs_exist_ok=True)
     return tmp_project
 
 

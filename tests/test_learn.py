@@ -1,19 +1,20 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline import learn, sensitivity
-from pipeline.core import files, params
+from pipeline.core import files
+from pipeline.core.variant import backend_names
 from pipeline.whisper.quantization import calibration
 from pipeline.whisper.quantization import sensitivity as measured
-from tests import toy
 from tests.conftest import Project
 
 
 @pytest.fixture
-def project(tmp_project: Project, baseline: Path) -> Project:
+def project(tmp_project: Project, calibrated: Path) -> Project:
     """Work in a project with what a toy hears in two utterances, and how much its text depends on each layer."""
-    toy.project(tmp_project, baseline)
+    shutil.copytree(calibrated, tmp_project.root, dirs_exist_ok=True)
     sensitivity.main()
     return tmp_project
 
@@ -28,7 +29,7 @@ def learned() -> dict[str, str]:
 def test_each_backend_has_the_digest_of_what_it_reads_or_nothing() -> None:
     heard, layers = (f"{files.sha256(path)}  {path}\n" for path in (calibration.HEARD, measured.PATH))
     found = learned()
-    assert [*found] == sorted(params.backends())
+    assert [*found] == backend_names()
     assert found == dict.fromkeys(found, "nothing\n") | {
         "torch": heard,
         "quanto": heard,

@@ -35,16 +35,6 @@ CHOICES: dict[str, tuple[Callable[[Any], object], str, str]] = {
         "Parameters 'models.toi' are missing from 'catalog.yaml'.",
         "settings: unknown model 'toi' (did you mean 'toy'?)",
     ),
-    "corpus": (
-        lambda raw: raw.update(corpus="noize"),
-        "Parameters 'corpora.noize' are missing from 'catalog.yaml'.",
-        "settings: unknown corpus 'noize' (did you mean 'noise'?)",
-    ),
-    "calibration": (
-        lambda raw: raw["calibration"].update(corpus="noize"),
-        "Parameters 'corpora.noize' are missing from 'catalog.yaml'.",
-        "settings: calibration: unknown corpus 'noize' (did you mean 'noise'?)",
-    ),
     "backend": (
         lambda raw: raw.update(backend="hhq"),
         "[Errno 2] No such file or directory: 'STUDY/data/learned/hhq'",
@@ -65,7 +55,6 @@ def test_what_is_not_there_to_choose_is_told_by_dvc_and_by_make_run(study: Study
     assert (checked.returncode, checked.stdout) == (1, f"{sentence}\n")
     undo(study)
     assert study.ran("repro") == []
-    assert study.changed() == []
 
 
 MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
@@ -76,10 +65,6 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     "split": (
         lambda raw: raw["corpora"]["noise"].update(splits=["tset"]),
         "download: corpus 'noise': SPEECH has no split 'tset' (did you mean 'test'?)",
-    ),
-    "bits": (
-        lambda raw: raw.update(bits=7),
-        "quantize: variant 'candidate': hqq: bits 7 is not possible (choose 8, 4, 3, 2 or 1)",
     ),
     "key of a variant": (
         lambda raw: raw["variants"]["hqq-int4"].update(group=64),
@@ -106,16 +91,15 @@ def test_mistake_is_told_in_a_sentence_and_undone(study: Study, mistake: str) ->
     assert study.left() == []
     undo(study)
     assert study.ran("repro") == []  # what the failed stage had removed comes from the cache
-    assert study.changed() == []
 
 
 def test_impossible_experiment_is_told_in_a_sentence_and_undone(study: Study) -> None:
     failed = study.run("dvc", "exp", "run", "-S", "backend=hqq", "-S", "bits=7")
-    assert said(failed.stdout) == [MISTAKES["bits"][1]]
+    sentence = "quantize: variant 'candidate': hqq: bits 7 is not possible (choose 8, 4, 3, 2 or 1)"
+    assert said(failed.stdout) == [sentence]
     assert failed.returncode != 0
     undo(study)
     assert study.ran("repro") == []
-    assert study.changed() == []
 
 
 def test_experiment_with_an_unknown_key_is_refused(study: Study) -> None:

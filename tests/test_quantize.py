@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ from tests.conftest import ROOT, Project
 
 
 @pytest.fixture
-def project(tmp_project: Project, baseline: Path) -> Project:
+def project(tmp_project: Project, calibrated: Path) -> Project:
     """Work in a project with everything that quantizing and transcribing need."""
-    toy.project(tmp_project, baseline)
+    shutil.copytree(calibrated, tmp_project.root, dirs_exist_ok=True)
     return tmp_project
 
 

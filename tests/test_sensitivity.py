@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,13 @@ from pipeline.results import figures, tables
 from pipeline.whisper.model import weights
 from pipeline.whisper.quantization import calibration, rounding
 from pipeline.whisper.quantization import sensitivity as measured
-from tests import toy
 from tests.conftest import Project
 
 
 @pytest.fixture
-def project(tmp_project: Project, baseline: Path) -> Project:
+def project(tmp_project: Project, calibrated: Path) -> Project:
     """Work in a project with a toy baseline and what it hears in two utterances to calibrate on."""
-    toy.project(tmp_project, baseline)
+    shutil.copytree(calibrated, tmp_project.root, dirs_exist_ok=True)
     return tmp_project
 
 

@@ -1,10 +1,11 @@
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pipeline import quantize, transcribe, transcribe_protocols
+from pipeline import transcribe, transcribe_protocols
 from pipeline.core import pieces
 from pipeline.speech import corpus
 from pipeline.whisper.inference import decoding
@@ -14,10 +15,9 @@ from tests.conftest import Project
 
 
 @pytest.fixture
-def project(tmp_project: Project, baseline: Path) -> Project:
-    """Work in a project that has been quantized as fp32, with a study protocol of 6 tokens."""
-    toy.project(tmp_project, baseline)
-    quantize.main("fp32")
+def project(tmp_project: Project, quantized: Path) -> Project:
+    """Work in a project that has been quantized, with a study protocol of 6 tokens."""
+    shutil.copytree(quantized, tmp_project.root, dirs_exist_ok=True)
     return tmp_project
 
 

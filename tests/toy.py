@@ -125,7 +125,7 @@ def project(project: "Project", baseline: Path) -> None:
     speech(project.root / "data/corpus/test-b/00001.parquet", "test-b", {"b-0": 0.25})
     speech(project.root / "data/corpus/test-a/00000.parquet", "test-a", {"a-1": 2.0})
     speech(project.root / "data/calibration/00000.parquet", "train", {"c-1": 0.5, "c-2": 0.75})
-    project.set(decoding__batch_size=2, decoding__max_new_tokens=6, device="cpu")
+    project.set(decoding__batch_size=2, decoding__max_new_tokens=6, latency__threads=1, device="cpu")
     with contextlib.chdir(project.root):
         calibrate.main()
 

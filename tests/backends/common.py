@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import backends, quantize
 from pipeline.core import params
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.whisper.inference import decoding
 from pipeline.whisper.model import network, weights
 from pipeline.whisper.quantization import sensitivity
@@ -56,7 +56,7 @@ def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Varian
     """Quantize the baseline; return it, the variant as the library made it, and its layers' weights."""
     model = weights.load(baseline)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        if str(sensitivity.PATH) == backends.get(variant.backend).LEARNS:
+        if backends.get(variant.backend).LEARNS == "sensitivity":
             sensitivity.write(learned(baseline))
         made, layers = quantize.quantize(model, variant, calibrate)
     return model, made, layers

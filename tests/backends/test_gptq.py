@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline import backends, quantize
 from pipeline.core.errors import UserError
-from pipeline.core.params import Variant
+from pipeline.core.variant import Variant
 from pipeline.whisper.model import packing, weights
 from pipeline.whisper.quantization import rounding, sensitivity
 from tests import toy

@@ -6,6 +6,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import params
 from pipeline.core.errors import UserError
+from pipeline.core.variant import Variant
 from tests.conftest import ROOT, Project
 
 
@@ -13,7 +14,7 @@ def test_the_projects_own_parameters_are_valid(tmp_project: Project) -> None:
     assert (tmp_project.root / "params.yaml").exists()
     settings = params.read()
     assert (settings.model, settings.corpus, settings.device) == ("tiny-en", "sample", "auto")
-    assert settings.variants["fp32"] == params.Variant(backend="none", bits=32, format="float")
+    assert settings.variants["fp32"] == Variant(backend="none", bits=32, format="float")
     assert settings.models["tiny-en"].source == "package"
     assert settings.corpora["librispeech"].splits == ["test-clean", "test-other"]
     assert settings.decoding.language == "en"
@@ -25,16 +26,14 @@ def test_an_edit_of_the_candidate_changes_the_candidate_only(tmp_project: Projec
     before = params.read()
     tmp_project.set(backend="hqq", bits=4, granularity="group", group_size=128, symmetric=False)
     after = params.read()
-    assert after.candidate == params.Variant(
-        backend="hqq", bits=4, granularity="group", group_size=128, symmetric=False
-    )
+    assert after.candidate == Variant(backend="hqq", bits=4, granularity="group", group_size=128, symmetric=False)
     assert after.variant("candidate") == after.candidate
     assert after.variants == before.variants
 
 
 def test_every_key_that_may_be_missing_has_its_default(tmp_project: Project) -> None:
     tmp_project.set(variants={"fp32": {"backend": "none"}, "bare": {"backend": "quanto"}})
-    assert params.read().variants["bare"] == params.Variant(
+    assert params.read().variants["bare"] == Variant(
         backend="quanto",
         bits=8,
         format="int",
@@ -120,6 +119,10 @@ HUB = {"source": "hub", "repo": "me/whisper", "files": {"config.json": None}}
         (
             {"variants": {"x": {"backend": "hqq"}}},
             "variants: 'fp32' (backend: none) is missing; every difference is measured against it",
+        ),
+        (
+            {"variants__fp32__bits": 16},
+            "variant 'fp32': bits is 16, but it must be 32: all sizes are told as shares of it",
         ),
         (
             {"variants__hqq.int4": {"backend": "hqq"}},
@@ -258,7 +261,7 @@ def test_a_budget_is_any_number_that_can_be_one(value: float, tmp_project: Proje
 
 def test_the_bits_of_a_layer_are_those_of_its_last_rule_its_part_or_the_variants() -> None:
     rules = ["*.v_proj=8", "model.decoder.*.v_proj=6", "*.0.fc1=3"]
-    variant = params.Variant("gptq", 4, encoder=5, layers=rules)
+    variant = Variant("gptq", 4, encoder=5, layers=rules)
     bits = {
         "model.encoder.layers.1.fc2": 5,
         "model.decoder.layers.1.fc2": 4,
@@ -269,8 +272,8 @@ def test_the_bits_of_a_layer_are_those_of_its_last_rule_its_part_or_the_variants
         "proj_out": 4,
     }
     assert {layer: variant.bits_of(layer) for layer in bits} == bits
-    assert params.Variant("gptq", 4, encoder=5, decoder=3).bits_of("model.decoder.layers.0.fc1") == 3
-    assert params.Variant("gptq", 4, layers=rules[::-1]).bits_of("model.decoder.layers.1.self_attn.v_proj") == 8
+    assert Variant("gptq", 4, encoder=5, decoder=3).bits_of("model.decoder.layers.0.fc1") == 3
+    assert Variant("gptq", 4, layers=rules[::-1]).bits_of("model.decoder.layers.1.self_attn.v_proj") == 8
 
 
 @pytest.mark.parametrize(

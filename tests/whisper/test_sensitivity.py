@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +12,6 @@ from pipeline.whisper.quantization import sensitivity
 from pipeline.whisper.quantization.calibration import Heard
 from pipeline.whisper.quantization.sensitivity import Layer
 from tests import toy
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +58,9 @@ def likelihoods(model: network.Whisper, sounds: Sequence[Heard], vocabulary: dec
     "name",
     [
         "model.encoder.layers.0.self_attn.q_proj",
-        "model.encoder.layers.0.self_attn.v_proj",
-        "model.encoder.layers.0.fc1",
         "model.encoder.layers.1.self_attn.k_proj",
         "model.encoder.layers.1.fc2",
-        "model.decoder.layers.0.self_attn.v_proj",
         "model.decoder.layers.0.encoder_attn.q_proj",
-        "model.decoder.layers.0.fc2",
-        "model.decoder.layers.1.encoder_attn.v_proj",
         "model.decoder.layers.1.self_attn.out_proj",
         "proj_out",
     ],
@@ -151,20 +142,6 @@ def test_what_is_written_is_read_exactly(layers: dict[str, Layer], talkative: Pa
     for name, layer in layers.items():
         assert torch.equal(found[name].inputs, layer.inputs)
         assert torch.equal(found[name].outputs, layer.outputs)
-
-
-def test_two_processes_write_the_same_bytes(talkative: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from pipeline.whisper import decoding, sensitivity, weights; "
-        "from tests.whisper.test_sensitivity import heard; folder, path = map(Path, sys.argv[1:]); "
-        "vocabulary = decoding.Vocabulary.read(folder, 'en', 'transcribe'); "
-        "sensitivity.write(sensitivity.measure(weights.load(folder), heard(vocabulary, 2, 5), vocabulary), path)"
-    )
-    paths = [tmp_path / "one", tmp_path / "other"]
-    for path in paths:
-        command = [sys.executable, "-c", script, str(talkative), str(path)]
-        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def refusal(folder: Path, path: Path) -> str:
