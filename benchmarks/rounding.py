@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.sensitivity import barred, sound
 from pipeline import backends
 from pipeline.backends import mixed
 from pipeline.core import params
@@ -41,10 +42,13 @@ class Trial:
         self.model = weights.load(BASELINE)
         heard = list(calibration.read())
         self.heard = [pair for number, pair in enumerate(heard) if number % 4]
-        self.judges = [self._said(number, pair) for number, pair in enumerate(heard) if not number % 4]
+        self.judges = [
+            sound(self.model, self.vocabulary, str(number), *pair)
+            for number, pair in enumerate(heard)
+            if not number % 4
+        ]
         self.head = self.model.proj_out.weight.clone()
-        self.barred = torch.zeros(2, len(self.head), dtype=torch.bool)
-        self.barred[:, self.vocabulary.suppressed] = self.barred[0, self.vocabulary.suppressed_first] = True
+        self.barred = barred(self.vocabulary, len(self.head))
         full = 4 * sum(parameter.numel() for parameter in self.model.parameters())
         linear = [name for name, module in self.model.named_modules() if type(module) is nn.Linear and name != HEAD]
         self.modules: dict[str, nn.Module] = {**backends.linear_layers(self.model, linear)}
@@ -55,12 +59,6 @@ class Trial:
         self.room = full * budget / 100 - mixed.other_bytes(self.model, self.modules)
         self.originals: dict[str, Tensor] = {name: module.weight for name, module in self.modules.items()}  # type: ignore[misc]
         self.biases = {name: layer.bias for name, layer in backends.linear_layers(self.model, linear).items()}
-
-    def _said(self, number: int, pair: Heard) -> tuple[Tensor, agreement.Window]:
-        features, tokens = pair
-        said = [*tokens[0].tolist(), self.vocabulary.end]
-        states = agreement.states(self.model, features, said, len(said) - len(self.vocabulary.prompt))
-        return features, agreement.Window(str(number), said, states)
 
     def gather(self, heard: Sequence[Heard]) -> tuple[dict[str, Sums], int]:
         """Return what the model's layers see and pass on, as it is at the moment."""
@@ -181,8 +179,8 @@ def main() -> None:
     again = {name: each.layer(rounded_tokens) for name, each in rounded_sums.items()}
     trial.judge("mixed again, by what layers see in the rounded model", allocation.fill(originals, again, room))
 
+    orders = {name: rounding.Order.of(layer.inputs, sensitivity.damping(name)) for name, layer in found.items()}
     for bits in (4, 3):
-        orders = {name: rounding.Order.of(layer.inputs, sensitivity.damping(name)) for name, layer in found.items()}
         uniform = {name: rounding.gptq(weight, orders[name], bits, 64) for name, weight in originals.items()}
         trial.judge(f"GPTQ: {bits} bits everywhere, groups of 64", uniform)
         nearest = {name: rounding.nearest(weight, bits) for name, weight in originals.items()}

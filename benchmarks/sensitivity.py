@@ -34,10 +34,22 @@ def heard(model: Whisper, vocabulary: decoding.Vocabulary, folder: Path, number:
     found = []
     for utterance in corpus.some(folder, number):
         features, tokens = decoding.transcript(model, utterance, vocabulary)
-        said = [*tokens[0].tolist(), vocabulary.end]
-        states = agreement.states(model, features, said, len(said) - len(vocabulary.prompt))
-        found.append((features, agreement.Window(utterance.id, said, states)))
+        found.append(sound(model, vocabulary, utterance.id, features, tokens))
     return found
+
+
+def sound(model: Whisper, vocabulary: decoding.Vocabulary, name: str, features: Tensor, tokens: Tensor) -> Sound:
+    """Return what fp32 wrote, prompt and tokens (1, positions) without the end, as `agreement.compare` takes it."""
+    said = [*tokens[0].tolist(), vocabulary.end]
+    states = agreement.states(model, features, said, len(said) - len(vocabulary.prompt))
+    return features, agreement.Window(name, said, states)
+
+
+def barred(vocabulary: decoding.Vocabulary, size: int) -> Tensor:
+    """Return which of `size` tokens may not come: (2, size), in the first place and in later ones."""
+    mask = torch.zeros(2, size, dtype=torch.bool)
+    mask[:, vocabulary.suppressed] = mask[0, vocabulary.suppressed_first] = True
+    return mask
 
 
 def divergence(model: Whisper, sounds: list[Sound], head: Tensor, barred: Tensor) -> float:
@@ -58,8 +70,7 @@ def main() -> None:
     model, vocabulary = weights.load(BASELINE), decoding.Vocabulary.read(BASELINE, how.language, how.task)
     layers, sounds = sensitivity.read(model), heard(model, vocabulary, arguments.corpus, arguments.utterances)
     head = model.proj_out.weight
-    barred = torch.zeros(2, len(head), dtype=torch.bool)
-    barred[:, vocabulary.suppressed] = barred[0, vocabulary.suppressed_first] = True
+    suppressed = barred(vocabulary, len(head))
     kinds: dict[str, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         if name in layers:
@@ -72,7 +83,7 @@ def main() -> None:
             rounded = rounding.nearest(weight, BITS)
             packing.attach(modules[name], rounded)
             predicted += layers[name].divergence(rounded.weight() - weight)
-        measured = divergence(model, sounds, head, barred)
+        measured = divergence(model, sounds, head, suppressed)
         for name, weight in whole.items():
             modules[name].weight = weight
         ratio = predicted / measured
