@@ -5,6 +5,7 @@ positions have 8 bits, norms and biases are float16. docs/formats.md has a loade
 """
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ DEVICES = ("cpu", "cuda")
 LEARNS = "sensitivity"
 _FEWEST = 1.5
 """Bits a weight: what is coarser than that writes no text."""
+_UNSPENT = 0.03
+"""Share of a budget that is told when it is left over: the search comes nearer."""
 _NAME = 150
 """Bytes of a tensor's entry at the head of the file, at most."""
 
@@ -69,6 +72,12 @@ def quantize(
     if not best:
         more = math.ceil(110 * budget) / 100
         raise UserError(f"mixed: {budget:.2f} MB are too little for this model; give at least budget_mb {more:g}")
+    unspent = (left - sum(packed.size() for packed in best.values())) / 1e6
+    if unspent > _UNSPENT * budget:
+        print(
+            f"mixed: {budget - unspent:.1f} of {budget:.1f} MB are used, as a weight has 8 bits at most",
+            file=sys.stderr,
+        )
     for name, packed in best.items():
         packing.attach(chosen[name], packed)
     return variant

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,17 @@ def test_the_size_is_what_is_asked_for(budget: float, baseline: Path, tmp_path: 
     assert files[0] == files[1]
 
 
-def test_a_budget_for_more_than_eight_bits_is_not_spent(baseline: Path, tmp_path: Path) -> None:
+def test_a_budget_for_more_than_eight_bits_is_not_spent_and_said_so(
+    baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for budget in (60.0, 100.0):
         made = common.saved(baseline, make("mixed", budget=budget), tmp_path / str(budget))
         assert 0.2 * full(baseline) < size(tmp_path / str(budget)) < 0.3 * full(baseline)
         codes = [packed.codes for packed in packing.attached(made.model).values() if packed.bits is None]
         assert all(each.abs().max() == 127 for each in codes)
+        assert re.search(rf"mixed: \d\.\d of {budget * full(baseline) / 1e8:.1f} MB are used", capsys.readouterr().err)
+    common.saved(baseline, make("mixed", budget=24.0), tmp_path / "all of it")
+    assert "are used" not in capsys.readouterr().err
 
 
 def test_a_larger_budget_loses_less(baseline: Path, tmp_path: Path) -> None:
