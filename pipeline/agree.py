@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
+    from pipeline.whisper import agreement
+    from pipeline.whisper.inference.decoding import Engine
+    from pipeline.whisper.inference.mel import Samples
     from pipeline.whisper.model.network import Whisper
 
 Row = dict[str, Any]
@@ -36,10 +39,9 @@ def main(variant: str) -> None:
     for shard, path in shards.items():
         agreement.check(references[shard], decided["fp32"]["files"]["model.safetensors"], path)
     name = decided["checkpoint"]["variant"]["backend"]
-    backend = backends.get(name)
-    device = machine.device(settings.device, name, backend.DEVICES)
+    device = machine.device(settings.device, name, backends.get(name).DEVICES)
     kept = pieces.Pieces(output, pieces.key("agree", name, device, [*shards.values(), *references.values()], **decided))
-    model, head = backend.load(folder, device), agreement.head(fp32, device)
+    model, head = backends.load(name, folder, device), agreement.head(fp32, device)
     # A scale of dynamic activations may span a call: of a token, as decoding makes it, or of a whole text.
     stepwise = decided["checkpoint"]["variant"]["activations"] == "dynamic"
 
@@ -67,7 +69,7 @@ def file(variant: str) -> Path:
 
 def agree(
     variant: str,
-    model: "Whisper",
+    model: "Whisper | Engine",
     head: "Tensor",
     shard: Path,
     reference: Path,
@@ -82,8 +84,14 @@ def agree(
 
     from pipeline.whisper import agreement
     from pipeline.whisper.inference import decoding
+    from pipeline.whisper.model.network import Whisper
 
-    device = str(model.device)
+    def compare(sound: "Samples", window: "agreement.Window") -> "Tensor":
+        if isinstance(model, Whisper):
+            return agreement.compare(model, decoding.features(model, [sound]), window, head, barred, stepwise)
+        return agreement.compare_engine(model, sound, window, head, barred)
+
+    device = str(head.device)
     barred = agreement.barred(reference, len(head), device)
     windows = itertools.groupby(agreement.read(reference, head.shape[1], device), key=attrgetter("id"))
     rows: list[Row] = []
@@ -91,10 +99,7 @@ def agree(
     for utterance, (_, said) in zip(corpus.read_shard(shard), windows, strict=True):
         with naming(variant):
             each = torch.cat(
-                [
-                    agreement.compare(model, features, window, head, barred, stepwise)
-                    for features, window in zip(decoding.windows(model, utterance), said, strict=True)
-                ]
+                [compare(sound, window) for sound, window in zip(decoding.sounds(model, utterance), said, strict=True)]
             )
         kl, flips, log_likelihood = each.sum(dim=0).tolist()
         row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "tokens": len(each)}

@@ -64,6 +64,9 @@ def quantize(
 
     backend = backends.get(settings.backend)
     made = backend.supports(settings)
+    if runtime := backends.runtime(backend):
+        made = backend.quantize(model, [], made, calibrate)
+        return made, runtime.measure(model, made)[0]
     chosen = select(model, settings.include, settings.exclude) if settings.backend != "none" else []
     tied = model.tied
     if settings.embedding and tied and "proj_out" in chosen:
@@ -102,11 +105,19 @@ def save(
     from pipeline.whisper.model import packing
     from pipeline.whisper.quantization import checkpoint
 
-    def write(partial: Path) -> None:
-        backends.get(made.backend).save(model, made, partial)
-        packing.shrink(partial, packing.attached(model), made.rest)
+    backend = backends.get(made.backend)
+    runtime = backends.runtime(backend)
 
-    return checkpoint.save(write, made, layers, heard, baseline, folder)
+    def write(partial: Path) -> dict[str, Any]:
+        backend.save(model, made, partial)
+        if runtime:
+            return checkpoint.described(
+                layers, runtime.measure(model, made)[1], (partial / runtime.FILE).stat().st_size
+            )
+        packing.shrink(partial, packing.attached(model), made.rest)
+        return checkpoint.measure(partial / "model.safetensors", layers, made.bits)
+
+    return checkpoint.save(write, made, heard, baseline, folder)
 
 
 def _rest(model: "Whisper", settings: "Variant", chosen: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pipeline.core import params
-    from pipeline.whisper.inference.decoding import Vocabulary
+    from pipeline.whisper.inference.decoding import Engine, Vocabulary
     from pipeline.whisper.model.network import Whisper
 
 PERCENTILES = (50, 90, 95)
@@ -25,7 +25,7 @@ class Transcriber:
     """A loaded checkpoint, and how it decodes."""
 
     variant: str
-    model: "Whisper"
+    model: "Whisper | Engine"
     vocabulary: "Vocabulary"
     settings: "params.Decoding"
     device: str
@@ -35,7 +35,7 @@ class Transcriber:
         from pipeline.whisper.inference import decoding
 
         with naming(self.variant):
-            decoding.transcript(self.model, utterance, self.vocabulary)
+            decoding.warm_up(self.model, utterance, self.vocabulary)
 
     def timed(self, batch: Sequence[corpus.Utterance]) -> tuple[list[dict[str, str]], float]:
         """Return what a transcript says of each utterance, and the seconds for all: with features and the GPU's work.
@@ -70,15 +70,14 @@ def main(variant: str) -> None:
     folder, output = Path("models") / variant, Path(f"reports/transcripts/{variant}.jsonl")
     checkpoint = manifest.verify(folder)
     name = checkpoint["variant"]["backend"]
-    backend = backends.get(name)
-    device = machine.device(settings.device, name, backend.DEVICES)
+    device = machine.device(settings.device, name, backends.get(name).DEVICES)
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     shards = {corpus.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
     decided = {"checkpoint": checkpoint, "decoding": vars(how), "latency": vars(settings.latency)}
     kept = pieces.Pieces(output, pieces.key("transcribe", name, device, shards.values(), **decided))
     torch.manual_seed(how.seed)
     started = time.perf_counter()
-    model = backend.load(folder, device)
+    model = backends.load(name, folder, device)
     loaded = time.perf_counter() - started
     transcriber = Transcriber(variant, model, vocabulary, how, device)
 
@@ -115,6 +114,7 @@ def main(variant: str) -> None:
                 f"pass_{key}": None if value is None else max(piece["memory"][key] for piece in done)
                 for key, value in alone["memory"].items()
             },
+            "kernels": getattr(model, "kernels", torch.backends.cpu.get_cpu_capability() if device == "cpu" else None),
             **machine.describe(device),
             "checkpoint": {key: checkpoint[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
         },

@@ -128,6 +128,7 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "deletions": "0",
         "insertions": "0",
         "looping": "0",
+        "other_texts": "10",
         "looping_ids": "",
         "measure": "wer",
         "wer": "20.0",

@@ -46,11 +46,15 @@ def room(file: str) -> str:
     return first if rest else "stages"
 
 
+MAKING, USING = frozenset({"quantize", "save", "measure"}), frozenset({"load", "Engine"})
+"""What of a backend runs in the stage quantize alone, and what runs in other stages alone."""
+
+
 @cache
-def imports(file: str, quantizing: bool = True) -> frozenset[str]:
+def imports(file: str, idle: frozenset[str] = frozenset()) -> frozenset[str]:
     """Return the files of the project that a file imports when it runs, those inside of functions included.
 
-    Without `quantizing` those inside a function `quantize` are not: a backend's runs in the stage quantize alone.
+    Those inside of functions and classes that are `idle` are not.
     """
     found: set[str] = set()
 
@@ -61,7 +65,7 @@ def imports(file: str, quantizing: bool = True) -> frozenset[str]:
         return bool(hits)
 
     def walk(node: ast.AST) -> None:
-        if not quantizing and isinstance(node, ast.FunctionDef) and node.name == "quantize":
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in idle:
             return
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             children = node.orelse
@@ -161,8 +165,12 @@ def deciding(stage: str, backend: str) -> set[str]:
     while waiting:
         file = waiting.pop()
         reached.add(file)
-        quantizing = stage.startswith("quantize") or not file.startswith("pipeline/backends/")
-        waiting |= {other for other in imports(file, quantizing) if room(other) != "core"} - reached
+        idle = (
+            (USING if stage.startswith("quantize") else MAKING)
+            if file.startswith("pipeline/backends/")
+            else frozenset()
+        )
+        waiting |= {other for other in imports(file, idle) if room(other) != "core"} - reached
     return {file for file in reached if not file.endswith("/__init__.py") or "/sources/" in file}
 
 

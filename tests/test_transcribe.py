@@ -72,7 +72,7 @@ def test_timings_tell_how_they_came_about(project: Project) -> None:
         *("device", "batch_size", "split_utterances", "conversions", "audio_s"),
         *("load_s", "transcribe_s", "rtfx", "latency"),
         *("peak_rss_mb", "peak_gpu_mb", "pass_peak_rss_mb", "pass_peak_gpu_mb"),
-        *("threads", "jobs", "machine", "instructions", "versions", "checkpoint"),
+        *("kernels", "threads", "jobs", "machine", "instructions", "versions", "checkpoint"),
     ]
     assert (timings["device"], timings["batch_size"], timings["audio_s"]) == ("cpu", 2, 5.25)
     assert timings["split_utterances"] == {"test-a": 1, "test-b": 1}
@@ -101,13 +101,13 @@ def test_latency_is_of_single_utterances_in_fixed_threads(project: Project, monk
         seen.append((len(batch), torch.get_num_threads()))
         return hear(model, batch, *rest)
 
-    def warming(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def warming(*arguments: Any) -> None:
         seen.append((0, torch.get_num_threads()))
-        return warm(*arguments)
+        warm(*arguments)
 
-    warm = decoding.transcript
+    warm = decoding.warm_up
     monkeypatch.setattr(decoding, "transcribe", watched)
-    monkeypatch.setattr(decoding, "transcript", warming)
+    monkeypatch.setattr(decoding, "warm_up", warming)
     before = torch.get_num_threads()
     project.set(latency={"utterances": 3, "seconds": 60, "threads": before + 1})
     transcribe.main("fp32")

@@ -41,10 +41,10 @@ _TOKENS = torch.arange(2 * 9).reshape(2, 9)
 MULTILINGUAL = [*ENGLISH[:2], "<|en|>", "<|de|>", *ENGLISH[2:]]
 
 
-def write(folder: Path, specials: list[str] = ENGLISH) -> Path:
+def write(folder: Path, specials: list[str] = ENGLISH, **sizes: int) -> Path:
     """Write a checkpoint as `fetch` does: weights, config, generation config, tokenizer; return the folder.
 
-    The tokenizer's first 256 tokens are the bytes; `specials` follow.
+    The tokenizer's first 256 tokens are the bytes; `specials` follow. `sizes` take the place of SIZES'.
     """
     folder.mkdir(parents=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -55,7 +55,7 @@ def write(folder: Path, specials: list[str] = ENGLISH) -> Path:
     tokens = {token: 256 + n for n, token in enumerate(specials)}
 
     torch.manual_seed(0)
-    model = network.Whisper(network.Config(**SIZES, vocab_size=256 + len(specials)))
+    model = network.Whisper(network.Config(**SIZES | sizes, vocab_size=256 + len(specials)))
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

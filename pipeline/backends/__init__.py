@@ -7,24 +7,27 @@
     save(model, variant, folder)          write model.safetensors, and what else the library's own loaders need
     load(folder, device) -> Whisper       read it back; the backend alone decides how
 
+A runtime other than PyTorch brings its own engine (`Runtime`): `load` returns that, and `save` quantizes.
 `calibrate(model)` transcribes the calibration audio with the model while the library watches its activations.
 To add a library, add a module here: its file name is the backend's name in params.yaml.
 """
 
 import dataclasses
 import importlib
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from pipeline.core.errors import UserError, suggestion
 from pipeline.core.variant import Variant, backend_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from pipeline.whisper.inference.decoding import Engine
     from pipeline.whisper.model.network import Whisper as Whisper  # the backends' own name for it
 
     Calibrate = Callable[[Whisper], None]
@@ -46,6 +49,39 @@ class Backend(Protocol):
     def save(self, model: "Whisper", variant: Variant, folder: Path) -> None: ...
 
     def load(self, folder: Path, device: str) -> "Whisper": ...
+
+
+@runtime_checkable
+class Dequantizing(Protocol):
+    """What a module provides besides where the library puts another layer in the place of a Linear one."""
+
+    def dequantize(self, layer: "nn.Module") -> "Tensor":
+        """Return what the layer's weight stands for, in float32."""
+        ...
+
+
+class Runtime(Protocol):
+    """What a module provides besides where another engine than PyTorch computes its checkpoints."""
+
+    FILE: str
+    """The file with the weights."""
+
+    def measure(self, model: "Whisper", variant: Variant) -> tuple[dict[str, int], float]:
+        """Return the weights of each layer that is quantized, and the bits of one, scales included."""
+        ...
+
+    def load(self, folder: Path, device: str) -> "Engine": ...
+
+
+def runtime(backend: Backend) -> Runtime | None:
+    """Return the backend where it is a runtime of its own."""
+    return cast(Runtime, backend) if hasattr(backend, "measure") else None
+
+
+def load(name: str, folder: Path, device: str) -> "Whisper | Engine":
+    """Read a checkpoint of this backend back."""
+    backend = get(name)
+    return (runtime(backend) or backend).load(folder, device)
 
 
 def get(name: str) -> Backend:
@@ -103,6 +139,25 @@ def limit(backend: str, variant: Variant, where: str = "", **choices: tuple[obje
     """Do the same for settings of a variant, each with what the library accepts."""
     for key, possible in choices.items():
         choose(backend, key, getattr(variant, key), possible, where)
+
+
+def whole(backend: str, variant: Variant) -> None:
+    """Raise UserError for settings that single out a part of the model: a runtime quantizes all that it can."""
+    parts: dict[str, tuple[object, ...]] = dict.fromkeys(("encoder", "decoder", "embedding", "conv"), (None,))
+    where = ": it quantizes all matrices alike"
+    limit(backend, variant, where, include=(["*"],), exclude=(["proj_out"], []), layers=([],), **parts)
+    limit(backend, variant, double_quant=(False,))
+
+
+def installed(backend: str, module: str, package: str | None = None) -> Path:
+    """Return where a module is installed; raise UserError where it is not."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        what = f"the package {package or module} is not installed"
+        raise UserError(
+            f"{backend}: {what}; remove .venv/.installed and run 'make run' again, or leave the variant out"
+        )
+    return Path(found.origin)
 
 
 def linear_layers(model: "Whisper", layers: list[str]) -> "dict[str, nn.Linear]":

@@ -9,11 +9,14 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEVICES = ("cpu", "cuda")
 LEARNS = None
@@ -109,6 +112,13 @@ def load(folder: Path, device: str) -> "backends.Whisper":
         layer.bias = torch.nn.Parameter(own["bias"], requires_grad=False) if "bias" in own else None
         model.set_submodule(name, layer.eval())
     return model
+
+
+def dequantize(layer: Any) -> "Tensor":
+    """Return what a 4-bit layer's weight stands for, in float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
 def _import() -> None:

@@ -7,14 +7,14 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 DEVICES = ("cpu", "cuda")
 LEARNS = None
@@ -80,6 +80,11 @@ def load(folder: Path, device: str) -> "backends.Whisper":
         layer.load_state_dict(own)
         model.set_submodule(name, layer)
     return model
+
+
+def dequantize(layer: Any) -> "Tensor":
+    """Return what the layer's weight stands for, in float32."""
+    return layer.dequantize()  # type: ignore[no-any-return]
 
 
 def _packs(layers: "dict[str, nn.Linear]", variant: Variant) -> None:

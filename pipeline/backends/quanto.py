@@ -7,11 +7,14 @@ Checkpoints are quanto's own, model.safetensors and quanto_qmap.json, as `Quanti
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import backends
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEVICES = ("cpu", "cuda")
 LEARNS = "calibration"
@@ -101,6 +104,11 @@ def load(folder: Path, device: str) -> "backends.Whisper":
     if any(entry["activations"] != "none" for entry in quantization_map.values()):
         _keep_outputs(model)
     return model.requires_grad_(False)
+
+
+def dequantize(layer: Any) -> "Tensor":
+    """Return what the layer's weight stands for, in float32."""
+    return layer.weight.dequantize()  # type: ignore[no-any-return]
 
 
 def _optimizer(variant: Variant) -> Any:

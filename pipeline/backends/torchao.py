@@ -165,6 +165,18 @@ def _packs(layers: "dict[str, nn.Linear]") -> None:
             raise UserError(f"torchao: {what} (choose other bits, or put it in exclude)")
 
 
+def dequantize(layer: Any) -> "Tensor":
+    """Return what the layer's weight stands for, in float32; where int4 is packed, as its kernel reads it."""
+    import torch
+
+    weight = layer.weight
+    if not hasattr(weight, "scale_and_zero"):
+        return weight.dequantize().float()  # type: ignore[no-any-return]
+    one = torch.eye(weight.shape[1], dtype=weight.scale_and_zero.dtype)
+    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+    return multiply(one, weight.qdata, weight.block_size[1], weight.scale_and_zero).T.float()  # type: ignore[no-any-return]
+
+
 def _compute_in_bfloat16(layer: "nn.Linear") -> None:
     """Make an int4 layer take and return fp32 as the others do, and multiply as its kernel is fast."""
     from torch.nn import functional

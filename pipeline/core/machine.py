@@ -15,7 +15,7 @@ JOBS = "WHISPER_PTQ_JOBS"
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """What PyTorch and the libraries choose their kernels by."""
 
-_PACKAGES = ("torch", "optimum-quanto", "hqq", "bitsandbytes", "torchao")
+_PACKAGES = ("torch", "optimum-quanto", "hqq", "bitsandbytes", "torchao", "ctranslate2", "pywhispercpp", "gguf")
 
 
 def device(wanted: str, backend: str, kernels: Collection[str]) -> str:
@@ -79,6 +79,12 @@ def describe(device: str) -> dict[str, Any]:
         "versions": {"python": sys.version.split()[0]}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
     }
+
+
+def lacking(instructions: Collection[str]) -> list[str]:
+    """Return which of these instructions the processor lacks, as far as Linux tells."""
+    there = _cpu("flags").split()
+    return [each for each in instructions if there and each not in there]
 
 
 def _cpu(key: str) -> str:

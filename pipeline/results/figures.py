@@ -28,6 +28,8 @@ LOOKS = {
     "torchao": ("#E69F00", "P"),
     "gptq": ("#56B4E9", "X"),
     "mixed": ("#000000", "*"),
+    "ct2": ("#882255", "p"),  # Paul Tol's wine and olive: Okabe and Ito have eight
+    "ggml": ("#999933", "h"),
 }
 OTHER = ("#F0E442", "d")  # a backend that has no look of its own yet
 

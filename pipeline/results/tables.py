@@ -26,7 +26,10 @@ MAKERS = {
 }
 """The commands that write them."""
 
-LIBRARIES = ("python", "torch", "optimum-quanto", "hqq", "bitsandbytes", "torchao")
+LIBRARIES = (
+    *("python", "torch", "optimum-quanto", "hqq", "bitsandbytes", "torchao"),
+    *("ctranslate2", "pywhispercpp", "gguf"),
+)
 """Whose versions stand in results.csv; earlier studies lack some."""
 
 Row = Any  # a line of a frame, as its `itertuples` gives it: columns are attributes
@@ -75,6 +78,7 @@ RESULT_COLUMNS = {
     "character_errors": "edits of single characters",
     "wrong_utterances": "utterances with any error",
     "looping": "utterances whose text repeats itself over and over, where the reference does not",
+    "other_texts": "utterances whose normalized text is not fp32's",
     "looping_ids": "text: the first 20 of them, and how many more there are",
     # Rates. Empty where the references hold no words: wer, cer and what follows from them.
     "measure": "text: rate that leads this split: wer or insertions_per_minute",
@@ -132,6 +136,7 @@ RESULT_COLUMNS = {
     "jobs": "stages that shared the machine",
     "machine": "text: processor, or GPU where device is one",
     "instructions": "text: instructions of the processor that kernels are chosen by, with a space between",
+    "kernels": "text: what the engine computed with: instructions, and of CTranslate2 its library and type of numbers",
     "versions_*": "text: version of Python and of each library",
 }
 COLUMNS = RESULT_COLUMNS | {
@@ -157,8 +162,8 @@ COLUMNS = RESULT_COLUMNS | {
 NEWER = {
     **dict.fromkeys(("split_utterances", "resampled", "mixed_down"), float("nan")),
     **dict.fromkeys(("tokens", "kl", "kl_p99", "flips", "log_likelihood"), float("nan")),
-    **dict.fromkeys(("kl_of_torch_ao", "latency_of_torch_ao"), float("nan")),
-    **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "model", "torch_ao"), ""),
+    **dict.fromkeys(("kl_of_torch_ao", "latency_of_torch_ao", "other_texts"), float("nan")),
+    **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "kernels", "model", "torch_ao"), ""),
     **dict.fromkeys(("encoder", "decoder", "layers", "embedding", "conv", "budget", "budget_mb"), ""),
     "rest": "float32",
     "jobs": 1,

@@ -7,7 +7,7 @@ window by window, so that an hour of speech is not held in memory.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from torch.nn import functional
 from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
-from pipeline.whisper.inference.decoding import Vocabulary
+from pipeline.whisper.inference.decoding import Engine, Vocabulary
+from pipeline.whisper.inference.mel import Samples
 from pipeline.whisper.model import weights
 from pipeline.whisper.model.network import Whisper
 
@@ -153,17 +154,27 @@ def compare(
 
     Raises UserError where the model's logits are not numbers.
     """
+    found = states(model, features, window.tokens, len(window.states), stepwise)
+    return _compared(lambda part: model.proj_out(found[part]), window, fp32_head, barred)
+
+
+def compare_engine(engine: Engine, sound: Samples, window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:
+    """Do the same with another runtime's model, and the sound of the window."""
+    found = engine.logits(sound, window.tokens, len(window.states))
+    return _compared(lambda part: found[part], window, fp32_head, barred)
+
+
+def _compared(logits_of: Callable[[slice], Tensor], window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:
     places = len(window.states)
-    found = states(model, features, window.tokens, places, stepwise)
-    said = torch.tensor(window.tokens[-places:], device=model.device)
+    said = torch.tensor(window.tokens[-places:], device=fp32_head.device)
     parts = []
     for start in range(0, places, _PLACES):
         part = slice(start, start + _PLACES)
-        logits: Tensor = model.proj_out(found[part])
+        logits = logits_of(part)
         if not logits.isfinite().all():
             why = "a token's logit is not a finite number, so no distribution follows: the weights are broken"
             raise UserError(f"utterance {window.id!r}: {why}")
-        later = torch.arange(start, start + len(logits), device=model.device).clamp(max=1)
+        later = torch.arange(start, start + len(logits), device=fp32_head.device).clamp(max=1)
         fp32 = functional.linear(window.states[part], fp32_head)
         parts.append(differences(fp32, logits, said[part], barred[later]))
     return torch.cat(parts).cpu()

@@ -30,7 +30,10 @@ def _fitting(variant: Variant) -> Variant:
     return dataclasses.replace(variant, budget=variant.budget + 7) if variant.budget else variant
 
 
-VARIANTS = {name: _fitting(variant) for name, variant in params.read(ROOT).variants.items()}
+_ALL = {name: _fitting(variant) for name, variant in params.read(ROOT).variants.items()}
+RUNTIMES = {name: variant for name, variant in _ALL.items() if backends.runtime(backends.get(variant.backend))}
+"""Those that another engine than PyTorch computes."""
+VARIANTS = {name: variant for name, variant in _ALL.items() if name not in RUNTIMES}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ TABLE = """\
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | bnb | none |  |  |  |  |  |  |  |  | group | group |
 | bnb | dynamic | channel |  |  |  |  |  |  |  |  |  |
+| ct2 | dynamic | channel |  |  |  |  |  |  |  |  |  |
+| ggml | dynamic | group |  | group | group |  |  |  |  |  |  |
 | gptq | none | group | group | group | group | group |  |  |  |  |  |
 | hqq | none | channel, group |  |  | channel, group | channel, group | channel, group | channel, group |  |  |  |
 | quanto | none | channel |  |  | group |  | group |  | channel |  |  |

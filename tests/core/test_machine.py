@@ -80,7 +80,8 @@ def test_what_is_recorded_of_a_machine() -> None:
     versions = found.pop("versions")
     assert versions.pop("python") == platform.python_version()
     assert versions.pop("torch").split("+")[0] == torch.__version__.split("+")[0]
-    assert set(versions) == {"optimum-quanto", "hqq", "bitsandbytes", "torchao"}
+    runtimes = {"ctranslate2", "pywhispercpp", "gguf"}
+    assert set(versions) == {"optimum-quanto", "hqq", "bitsandbytes", "torchao"} | runtimes
     assert found.pop("machine")
     assert set(found.pop("instructions").split()) <= {*machine._INSTRUCTIONS}
     assert found == {"threads": torch.get_num_threads(), "jobs": 1}

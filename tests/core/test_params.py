@@ -55,7 +55,7 @@ def test_every_key_that_may_be_missing_has_its_default(tmp_project: Project) -> 
     )
 
 
-BACKENDS = "bnb, gptq, hqq, mixed, none, quanto, torch, torchao"
+BACKENDS = "bnb, ct2, ggml, gptq, hqq, mixed, none, quanto, torch, torchao"
 LAUGHS: Any = "x"  # a billion values; YAML writes them as aliases, in a few bytes
 for _ in range(9):
     LAUGHS = [LAUGHS] * 10

@@ -49,6 +49,7 @@ def scores(*wrong: int, words: int = 10, speakers: int = 1) -> comparison.Json:
                 "deletions": 0,
                 "insertions": 0,
                 "reference": "a " * words,
+                "hypothesis": "b " * n + "a " * (words - n),
             }
             for i, n in enumerate(wrong)
         ],

@@ -1,7 +1,6 @@
 import json
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,21 @@ from pipeline.whisper.quantization import checkpoint
 NONE = Variant("none", 32, "float")
 
 
-def writer(baseline: Path) -> Callable[[Path], None]:
-    """Return what writes the weights of the baseline."""
-    return partial(backends.get("none").save, weights.load(baseline), NONE)
+def writer(baseline: Path) -> Callable[[Path], dict[str, Any]]:
+    """Return what writes the weights of the baseline, and measures them."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        backends.get("none").save(weights.load(baseline), NONE, folder)
+        return checkpoint.measure(folder / "model.safetensors", {}, 32)
+
+    return write
 
 
 @pytest.fixture
 def saved(baseline: Path, tmp_path: Path) -> Path:
     """Return the folder of a checkpoint, just saved."""
     folder = tmp_path / "models" / "fp32"
-    checkpoint.save(writer(baseline), NONE, {}, [], baseline, folder)
+    checkpoint.save(writer(baseline), NONE, [], baseline, folder)
     return folder
 
 
@@ -71,7 +75,7 @@ def test_a_checkpoint_is_the_baselines_files_weights_and_a_manifest(baseline: Pa
 
 def test_saving_twice_writes_the_same_bytes(baseline: Path, saved: Path) -> None:
     first = {file.name: file.read_bytes() for file in saved.iterdir()}
-    checkpoint.save(writer(baseline), NONE, {}, [], baseline, saved)
+    checkpoint.save(writer(baseline), NONE, [], baseline, saved)
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == first
 
 
@@ -87,7 +91,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
     monkeypatch.setattr(backends.get("none"), "save", fail)
     for folder in (saved, saved.with_name("new")):
         with pytest.raises(OSError, match="No space left"):
-            checkpoint.save(writer(baseline), NONE, {}, [], baseline, folder)
+            checkpoint.save(writer(baseline), NONE, [], baseline, folder)
     assert [file.name for file in saved.parent.iterdir()] == ["fp32"]
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
     manifest.verify(saved)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -15,7 +16,7 @@ from pipeline.core import languages
 from pipeline.core.errors import UserError
 from pipeline.speech.corpus import Sound, Utterance
 from pipeline.whisper.inference import mel
-from pipeline.whisper.model.network import Cache, Whisper
+from pipeline.whisper.model.network import Cache, Config, Whisper
 
 _TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
 
@@ -87,6 +88,36 @@ class Vocabulary:
         return [[self.prompt[0], language, *self.prompt[2:]] for language in spoken]
 
 
+class Engine(Protocol):
+    """A model that another runtime than PyTorch computes, under the same rules of decoding.
+
+    It computes with as many threads as PyTorch would (`torch.get_num_threads`).
+    """
+
+    config: Config
+    kernels: str
+    """What it computes with, as it tells: instructions, libraries, types of numbers."""
+
+    def decode(
+        self,
+        sounds: Sequence[mel.Samples],
+        vocabulary: Vocabulary,
+        most: int,
+        names: Sequence[str],
+        told: Sequence[int],
+    ) -> tuple[Sequence[int], list[list[int]]]:
+        """Return each window's language token, as `told` or else where it is to be detected, and its greedy tokens.
+
+        There are at most `most` tokens, without prompt and end. Raises UserError, which takes a window's name of
+        `names`, where logits are not numbers.
+        """
+        ...
+
+    def logits(self, sound: mel.Samples, tokens: list[int], places: int) -> Tensor:
+        """Return the logits (places, vocabulary) that predict the last `places` of the tokens: prompt, text and end."""
+        ...
+
+
 @dataclass
 class Heard:
     """What a model has heard in an utterance."""
@@ -111,7 +142,7 @@ def batches(utterances: Iterable[Utterance], size: int) -> Iterator[list[Utteran
 
 
 def transcribe(
-    model: Whisper, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int, size: int
+    model: Whisper | Engine, batch: Sequence[Utterance], vocabulary: Vocabulary, max_new_tokens: int, size: int
 ) -> list[Heard]:
     """Return what the model hears in each utterance; one beyond 30 s is decoded in windows.
 
@@ -125,15 +156,35 @@ def transcribe(
     later = ((n, span) for n, spans in enumerate(cuts) for span in spans[1:])
     together = [(n, spans[0]) for n, spans in enumerate(cuts)]
     while together:
-        features = _features(model, [sounds[n].read(*span) for n, span in together])
+        windows_now = [sounds[n].read(*span) for n, span in together]
         told = [language for n, _ in together if (language := heard[n].language) is not None]
         names = [f"utterance {batch[n].id!r}" for n, _ in together]
-        spoken, rows = _decode(model, features, vocabulary, max_new_tokens, names, told)
+        spoken, rows = _hear(model, windows_now, vocabulary, max_new_tokens, names, told)
         for (n, _), row, language in itertools.zip_longest(together, rows, spoken):
             heard[n].windows.append(row)
             heard[n].language = language
         together = list(itertools.islice(later, size))
     return heard
+
+
+def warm_up(model: Whisper | Engine, utterance: Utterance, vocabulary: Vocabulary) -> None:
+    """Transcribe the first window. Raises UserError where the model's logits are not numbers."""
+    names = [f"utterance {utterance.id!r}"]
+    _hear(model, [next(sounds(model, utterance))], vocabulary, model.config.max_target_positions, names)
+
+
+def _hear(
+    model: Whisper | Engine,
+    windows: Sequence[mel.Samples],
+    vocabulary: Vocabulary,
+    max_new_tokens: int,
+    names: Sequence[str],
+    told: Sequence[int] = (),
+) -> tuple[Sequence[int], list[list[int]]]:
+    """Return what `Engine.decode` does, of windows of sound."""
+    if isinstance(model, Whisper):
+        return _decode(model, features(model, windows), vocabulary, max_new_tokens, names, told)
+    return model.decode(windows, vocabulary, most(model, vocabulary, max_new_tokens), names, told)
 
 
 def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
@@ -149,12 +200,18 @@ def transcript(model: Whisper, utterance: Utterance, vocabulary: Vocabulary) -> 
 
 def windows(model: Whisper, utterance: Utterance) -> Iterator[Tensor]:
     """Yield each window of an utterance as features (1, mels, frames), as `transcribe` cuts it: one is in memory."""
+    for sound in sounds(model, utterance):
+        yield features(model, [sound])
+
+
+def sounds(model: Whisper | Engine, utterance: Utterance) -> Iterator[mel.Samples]:
+    """Yield the samples of each window."""
     sound = Sound(utterance)
     for span in mel.windows(sound.read, len(sound), mel.window(model.config.max_source_positions)):
-        yield _features(model, [sound.read(*span)])
+        yield sound.read(*span)
 
 
-def most(model: Whisper, vocabulary: Vocabulary, max_new_tokens: int) -> int:
+def most(model: Whisper | Engine, vocabulary: Vocabulary, max_new_tokens: int) -> int:
     """Return how many tokens a window gets at most: a row of fewer has ended by itself."""
     return min(max_new_tokens, model.config.max_target_positions - len(vocabulary.prompt))
 
@@ -230,9 +287,10 @@ def _languages(model: Whisper, caches: list[tuple[Cache, Cache]], vocabulary: Vo
     return choices[logits.argmax(dim=1)].tolist()
 
 
-def _features(model: Whisper, windows: list[mel.Samples]) -> Tensor:
+def features(model: Whisper, windows: Sequence[mel.Samples]) -> Tensor:
+    """Return the log-mel features (batch, mels, frames) of windows of sound, on the model's device."""
     config = model.config
-    return mel.log_mel(windows, config.num_mel_bins, mel.window(config.max_source_positions)).to(model.device)
+    return mel.log_mel(list(windows), config.num_mel_bins, mel.window(config.max_source_positions)).to(model.device)
 
 
 def _barrier(model: Whisper, tokens: list[int]) -> Tensor:

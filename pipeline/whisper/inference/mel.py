@@ -1,12 +1,13 @@
 """Sound to Whisper's input: windows of at most 30 seconds, and their log-mel features."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pipeline.whisper.model.filters import mel_filters
 
 SAMPLE_RATE = 16_000
 WINDOW = 30 * SAMPLE_RATE
@@ -64,27 +65,3 @@ def log_mel(batch: list[Samples], mels: int, longest: int = WINDOW) -> Tensor:
     logs = (mel_filters(mels) @ power).clamp_(min=1e-10).log10_()
     floor = logs.amax(dim=(1, 2), keepdim=True) - 8.0
     return torch.maximum(logs, floor).add_(4.0).div_(4.0)
-
-
-@functools.cache
-def mel_filters(mels: int) -> Tensor:
-    """Return the triangular filters (mels, 201) on Slaney's mel scale, each of unit area.
-
-    The scale is linear to 1 kHz and logarithmic above (Slaney 1998, Auditory Toolbox; librosa's default).
-    """
-    step, knee = 200.0 / 3, 1000.0
-    ratio = np.log(6.4) / 27.0
-
-    def to_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-        above = knee * np.exp(ratio * (mel - knee / step))
-        return np.where(mel < knee / step, mel * step, above)
-
-    top = knee / step + np.log(SAMPLE_RATE / 2 / knee) / ratio
-    edges = to_hertz(np.linspace(0.0, top, mels + 2))
-    bins = np.linspace(0.0, SAMPLE_RATE / 2, _FFT // 2 + 1)
-    slopes = edges[:, None] - bins[None, :]
-    widths = np.diff(edges)
-    rising = -slopes[:-2] / widths[:-1, None]
-    falling = slopes[2:] / widths[1:, None]
-    filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))[:, None]
-    return torch.from_numpy(filters.astype(np.float32))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,25 @@ _COPIED = "*.json"
 
 
 def save(
-    write: Callable[[Path], None],
+    write: Callable[[Path], dict[str, Any]],
     variant: Variant,
-    layers: dict[str, int],
     calibration: list[str],
     baseline: Path,
     folder: Path,
 ) -> dict[str, Any]:
     """Write a checkpoint and its manifest, whole or not at all; return the manifest.
 
-    `write(folder)` writes model.safetensors and what the backend needs beside it. `variant` is as the library made it,
-    its defaults filled in, `layers` maps the quantized layers to their numbers of weights, `calibration` lists the ids
-    of the utterances that static activations were calibrated on.
+    `write(folder)` writes the weights and what the backend needs beside them, and returns what `measure` does.
+    `variant` is as the library made it, its defaults filled in, `calibration` lists the ids of the utterances that
+    static activations were calibrated on.
     """
     with files.aside(folder) as partial:
         partial.mkdir(parents=True)
         for file in sorted(baseline.glob(_COPIED)):
             shutil.copyfile(file, partial / file.name)
-        write(partial)
+        measured = write(partial)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors' files are their owner's alone, who may not be who serves them
-        measured = measure(partial / "model.safetensors", layers, variant.bits)
         return manifest.write(partial, {"variant": dataclasses.asdict(variant), "calibration": calibration, **measured})
 
 
@@ -57,10 +55,15 @@ def measure(weights: Path, layers: dict[str, int], bits: int) -> dict[str, Any]:
         kinds["quantized" if weight else "scales"] += size
     total = weights.stat().st_size
     counted = 8 * sum(kinds.values()) / sum(layers.values()) if layers else bits
+    return described(layers, counted, total, **kinds, unquantized=total - sum(kinds.values()))
+
+
+def described(layers: Iterable[str], bits_per_weight: float, total: int, **kinds: int) -> dict[str, Any]:
+    """Return what a manifest says of a checkpoint's weights: `kinds` are bytes, where a file tells them apart."""
     return {
         "layers": list(layers),
-        "bytes": {"total": total, **kinds, "unquantized": total - sum(kinds.values())},
-        "bits_per_weight": round(float(counted), 4),
+        "bytes": {"total": total, **kinds},
+        "bits_per_weight": round(float(bits_per_weight), 4),
     }
 
 
