@@ -19,7 +19,7 @@ from pipeline.results import text as writing
 def text(folder: Path, name: str) -> str:
     """Return the page of the study in `folder`, which is called `name`."""
     study = findings.read(folder)
-    candidate = {"bits": study.settings.candidate.bits} | _not_default(study.settings.candidate)
+    candidate = {"bits": study.settings.candidate.bits} | not_default(study.settings.candidate)
     software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
     values = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
     return _render("study.md.j2", study, **values)
@@ -49,13 +49,17 @@ def options(settings: Params) -> dict[str, str]:
     limit = settings.corpora[settings.corpus].limit
     chosen |= {f"{CATALOG}:corpora.{settings.corpus}.limit": str(limit)} if limit else {}
     for section in ("calibration", "decoding", "latency", "scoring"):
-        entries = _not_default(getattr(settings, section))
+        entries = not_default(getattr(settings, section))
         chosen |= {f"{section}.{key}": _plain(value) for key, value in entries.items()}
     return chosen
 
 
 def _render(template: str, study: findings.Study, **values: Any) -> str:
-    """Return what a template makes of a study; a line of it that ends in a backslash goes on in the next one."""
+    return render(template, study=study, baseline=study.of(BASELINE), **values)
+
+
+def render(template: str, **values: Any) -> str:
+    """Return what a template makes of some values; a line of it that ends in a backslash goes on in the next one."""
     import jinja2  # late: it would slow down the start of stages that only read tables
 
     environment = jinja2.Environment(
@@ -70,7 +74,6 @@ def _render(template: str, study: findings.Study, **values: Any) -> str:
     environment.filters |= {each.__name__: each for each in filters}
     environment.globals |= {"claims": claims, "findings": findings, "tables": tables}
     environment.globals |= {"ALIKE": writing.ALIKE, "vars": vars}
-    values |= {"study": study, "baseline": study.of(BASELINE)}
     return environment.get_template(template).render(values).replace("\\\n", "")
 
 
@@ -84,7 +87,7 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _not_default(entry: Any) -> dict[str, Any]:
+def not_default(entry: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that have no default, or another value than that."""
     found: dict[str, Any] = TypeAdapter(type(entry)).dump_python(entry, exclude_defaults=True)
     return found
