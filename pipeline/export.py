@@ -6,24 +6,30 @@ Usage: python -m pipeline.export VARIANT --to hf|ct2|ggml|gguf FOLDER
 import argparse
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
 from pipeline.backends import ct2, ggml
+from pipeline.compare import TIMINGS
 from pipeline.core import files, manifest, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
 from pipeline.results import card, tables
+from pipeline.results.tables import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Writer = Callable[[Path, Variant, Path], None]
-
 _TOKENS = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 """Files of a checkpoint that say how sound becomes features, and tokens text."""
+
+_HOLDS = {
+    "ct2": ("ct2", "CTranslate2 holds float32, float16, int16 and int8 by row"),
+    "ggml": ("ggml", "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"),
+    "gguf": ("ggml", "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"),
+}
+"""The backend whose files a target takes, and what they hold."""
 
 _TARGETS = {
     "hf": "Transformers, from what the weights stand for",
@@ -37,48 +43,75 @@ def main(variant: str, target: str, folder: Path) -> None:
     """Write `folder`, whole or not at all; raise UserError where the target has no form for the variant's weights."""
     settings = params.read()
     settings.variant(variant)
+    check_made_of(settings)
     source = Path("models") / variant
-    made = Variant(**manifest.verify(source)["variant"])
+    checkpoint = manifest.verify(source)
+    made = Variant(**checkpoint["variant"])
     if reason := cannot(made, target):
         raise UserError(f"{variant} cannot be exported to {target}: {reason}")
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is there already; name a folder that is not")
-    measured = tables.read(tables.RESULTS)
-    with files.aside(folder) as partial:
-        partial.mkdir(parents=True)
-        {"hf": hf, "ct2": to_ct2, "ggml": to_ggml, "gguf": gguf}[target](source, made, partial)
-        rows = list(measured[measured["variant"] == variant].itertuples())
-        files.write_text(partial / "README.md", card.text(variant, target, folder.name, made, settings, rows))
-    total = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    print(f"{folder}: {variant} for {_TARGETS[target]}, {total:.1f} MB; its README.md says how to load it")
+    rows = measured(variant, checkpoint)
+    try:
+        with files.aside(folder) as partial:
+            partial.mkdir(parents=True)
+            if target == "hf":
+                hf(source, made.backend, partial)
+            else:
+                {"ct2": to_ct2, "ggml": to_ggml, "gguf": gguf}[target](source, partial)
+            for file in partial.iterdir():
+                file.chmod(0o644)  # safetensors' files are their owner's alone
+            size = sum(file.stat().st_size for file in partial.iterdir())
+            files.write_text(partial / "README.md", card.text(variant, target, folder.name, made, settings, rows, size))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name a folder elsewhere") from None
+    print(f"{folder}: {variant} for {_TARGETS[target]}, {size / 1e6:.1f} MB; its README.md says how to load it")
+
+
+def check_made_of(settings: params.Params) -> None:
+    """Raise UserError where the last run, as dvc.lock tells, was of another model or corpus than params.yaml has."""
+    from ruamel.yaml import YAML
+
+    lock = Path("dvc.lock")
+    stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    for stage_name, key, wanted in (("fetch", "model", settings.model), ("prepare", "corpus", settings.corpus)):
+        made_of = stages.get(stage_name, {}).get("params", {}).get(str(params.FILE), {}).get(key, wanted)
+        if made_of != wanted:
+            raise UserError(f"{key} is {wanted!r}, but the last run was of {made_of!r}; run 'dvc repro' first")
+
+
+def measured(variant: str, checkpoint: "dict[str, Any]") -> "list[Row]":
+    """Return the lines of results.csv that are about this very checkpoint: none where it was made anew since."""
+    try:
+        timed = files.parse_json((TIMINGS / f"{variant}.json").read_bytes())["checkpoint"]
+        table = tables.read(tables.RESULTS)
+    except (OSError, UserError, LookupError, TypeError, ValueError):
+        return []
+    if any(timed[key] != checkpoint[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")):
+        return []
+    return list(table[table["variant"] == variant].itertuples())
 
 
 def cannot(made: Variant, target: str) -> str:
     """Return why a target cannot take a variant, and which it takes instead; "" where it can."""
-    exact = made.backend == "none" and (made.embedding, made.conv) == (None, None)
-    if target == "hf":
-        instead = "export a variant that quantizes weights alone"
-        if backends.runtime(backends.get(made.backend)):
-            return f"it is a file of another runtime; {instead}"
-        if made.activations != "none":
-            return f"its kernels round activations, and no other runtime's do it as they do; {instead}"
-        return ""
-    if made.backend == {"ct2": "ct2"}.get(target, "ggml"):
-        return ""
-    if target == "ct2":
-        holds = "CTranslate2 holds float32, float16, int16 and int8 by row"
-        return "" if exact else f"{holds}; export fp32, fp16 or a variant of backend ct2"
-    holds = "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"
-    return "" if exact and made.bits == 16 else f"{holds}; export fp16 or a variant of backend ggml"
+    if target != "hf":
+        needed, holds = _HOLDS[target]
+        return "" if made.backend == needed else f"{holds}; export a variant of backend {needed}"
+    instead = "export a variant that quantizes weights alone"
+    if backends.runtime(backends.get(made.backend)):
+        return f"it is a file of another runtime; {instead}"
+    if made.activations != "none":
+        return f"its kernels round activations, and no other runtime's do it as they do; {instead}"
+    return ""
 
 
-def hf(source: Path, made: Variant, folder: Path) -> None:
+def hf(source: Path, backend: str, folder: Path) -> None:
     """Write the weights as they are computed with: float32, or float16 where that holds them all exactly."""
     import torch
 
     from pipeline.whisper.model import weights
 
-    tensors = dequantized(source, made)
+    tensors = dequantized(source, backend)
     half = all(tensor.half().float().equal(tensor) for tensor in tensors.values())
     tied = torch.equal(tensors[weights.HEAD], tensors[weights.EMBEDDING])
     if tied:
@@ -93,56 +126,46 @@ def hf(source: Path, made: Variant, folder: Path) -> None:
     _copy(source, folder, *_TOKENS)
 
 
-def dequantized(source: Path, made: Variant) -> "dict[str, Tensor]":
+def dequantized(source: Path, backend: str) -> "dict[str, Tensor]":
     """Return a checkpoint's tensors under Hugging Face's names, in float32: quantized ones as what they stand for."""
     import torch
 
     from pipeline.whisper.model import weights
 
-    backend = backends.get(made.backend)
-    model = backend.load(source, "cpu")
+    library = backends.get(backend)
+    model = library.load(source, "cpu")
     tensors = {}
     for name in weights.skeleton(source).state_dict():
         place, _, leaf = name.rpartition(".")
         module = model.get_submodule(place)
         value = getattr(module, leaf, None)
         if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            assert isinstance(backend, backends.Dequantizing)
-            value = backend.dequantize(module)
+            assert isinstance(library, backends.Dequantizing)
+            value = library.dequantize(module)
         assert isinstance(value, torch.Tensor)
         tensors[name] = value.detach().float()
     return tensors
 
 
-def to_ct2(source: Path, made: Variant, folder: Path) -> None:
-    """Copy the file that was measured, or convert the baseline."""
-    _copy(source, folder, "config.json", *_TOKENS)
-    if made.backend == "ct2":
-        _copy(source, folder, ct2.FILE, "vocabulary.json")
-    else:
-        ct2.save(backends.get("none").load(source, "cpu"), Variant("ct2", made.bits, "float", rest=made.rest), folder)
+def to_ct2(source: Path, folder: Path) -> None:
+    """Copy the files that were measured."""
+    _copy(source, folder, "config.json", "vocabulary.json", ct2.FILE, *_TOKENS)
 
 
-def to_ggml(source: Path, made: Variant, folder: Path) -> None:
-    """Copy the file that was measured, or write the baseline's weights in float16."""
-    if made.backend == "ggml":
-        return _copy(source, folder, ggml.FILE)
-    _copy(source, folder, "tokenizer.json")
-    ggml.save(backends.get("none").load(source, "cpu"), Variant("ggml", 16, "float"), folder)
-    (folder / "tokenizer.json").unlink()  # its tokens are in the file
-    return None
+def to_ggml(source: Path, folder: Path) -> None:
+    """Copy the file that was measured, which has everything in it."""
+    _copy(source, folder, ggml.FILE)
 
 
-def gguf(source: Path, made: Variant, folder: Path) -> None:
+def gguf(source: Path, folder: Path) -> None:
     """Write the tensors of the ggml file, byte for byte, and the dimensions of config.json."""
     from gguf import GGUFWriter
 
     from pipeline.whisper.model import weights
 
-    to_ggml(source, made, folder)
     names = {ggml.openai_name(name): name for name in weights.skeleton(source).state_dict()}
     writer = GGUFWriter(folder / "model.gguf", "whisper")
-    for name, values, kind in ggml.tensors(folder / ggml.FILE):
+    for name, values, kind in ggml.tensors(source / ggml.FILE):
         writer.add_tensor(names[name], values, raw_dtype=kind)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     for key, value in config.items():
@@ -152,7 +175,6 @@ def gguf(source: Path, made: Variant, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    (folder / ggml.FILE).unlink()
     _copy(source, folder, "config.json", *_TOKENS)
 
 

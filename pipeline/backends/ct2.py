@@ -7,6 +7,7 @@ is float. It gets our features, as it has none of its own, and decodes greedily 
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -43,10 +44,12 @@ _COMPUTED = {"float16": "float32", "int8_float16": "int8_float32"}
 def supports(variant: Variant) -> Variant:
     """float32, float16, int8 and int16; integers with dynamic activations."""
     backends.whole("ct2", variant)
-    backends.limit("ct2", variant, format=("int", "float"))
+    backends.limit("ct2", variant, format=("int", "float"), group_size=(None,))
     if variant.format == "float":
         backends.limit("ct2", variant, " with format float", bits=(32, 16), activations=("none",))
         backends.limit("ct2", variant, " without quantization", granularity=(None,), symmetric=(None,))
+        if variant.bits == 16:
+            backends.limit("ct2", variant, " with 16 bits", rest=("float16",))
         return dataclasses.replace(variant, rest="float32" if variant.bits == 32 else "float16")
     backends.limit("ct2", variant, bits=(16, 8))
     backends.limit("ct2", variant, ": it quantizes what comes in, too", activations=("dynamic",))
@@ -58,7 +61,8 @@ def supports(variant: Variant) -> Variant:
 def quantize(
     model: "backends.Whisper", layers: list[str], variant: Variant, calibrate: "backends.Calibrate"
 ) -> Variant:
-    """Leave the model as it is: `save` quantizes."""
+    """Leave the model as it is: `save` quantizes. Raises UserError where this processor has no kernels for the type."""
+    _check(_name(variant))
     return variant
 
 
@@ -112,23 +116,23 @@ class Engine:
         self.config = Config.read(folder)
         self._folder = folder
         told = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["variant"]
-        name = _name(Variant(**told))
-        self._type = _COMPUTED.get(name, name)
+        self._type = _check(_name(Variant(**told)))
         self._threads = 0
         os.environ["CT2_VERBOSE"] = "1"  # it tells in no other way what it computes with, and once in a process
         with _stderr() as log:
+            import ctranslate2
+
             self._model = self._loaded()
         said = (line.rpartition("]")[2].partition(":") for line in log)
         _SAID.update({key.strip(" -"): value.split() for key, _, value in said if value})
+        ctranslate2.set_log_level(logging.WARNING)
         library = _SAID["GEMM_S8 backend" if "int8" in self._type else "SGEMM backend"][0]
         self.kernels = f"{_SAID['Selected ISA'][0]} {library} {self._type}"
 
     def _loaded(self) -> Any:
         """Return the model with as many threads as PyTorch would take now: they are fixed when it is loaded."""
-        import torch
-
-        backends.installed("ct2", "ctranslate2")
         import ctranslate2
+        import torch
 
         threads = torch.get_num_threads()
         if threads != self._threads:
@@ -136,10 +140,6 @@ class Engine:
                 self._model = ctranslate2.models.Whisper(
                     str(self._folder), compute_type=self._type, intra_threads=threads
                 )
-            except ValueError:
-                possible = ", ".join(sorted(ctranslate2.get_supported_compute_types("cpu")))
-                what = f"this processor has no kernels of CTranslate2 for {self._type} (it has {possible})"
-                raise UserError(f"ct2: {what}; leave the variant out") from None
             except RuntimeError as error:
                 raise UserError(f"{self._folder}: CTranslate2 cannot read it ({error}); quantize it again") from None
             self._threads = threads
@@ -196,6 +196,19 @@ class Engine:
         window = mel.window(self.config.max_source_positions)
         features = mel.log_mel(list(sounds), self.config.num_mel_bins, window)
         return ctranslate2.StorageView.from_array(features.numpy())
+
+
+def _check(name: str) -> str:
+    """Return the type that a CPU computes a file in; raise UserError where CTranslate2 would silently take another."""
+    backends.installed("ct2", "ctranslate2")
+    import ctranslate2
+
+    computed = _COMPUTED.get(name, name)
+    possible = ctranslate2.get_supported_compute_types("cpu")
+    if computed not in possible:
+        what = f"this processor has no kernels of CTranslate2 for {computed} (it has {', '.join(sorted(possible))})"
+        raise UserError(f"ct2: {what}; leave the variant out")
+    return computed
 
 
 def _name(variant: Variant) -> str:

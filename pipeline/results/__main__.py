@@ -48,7 +48,7 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         baseline = row.verdict == "baseline"
         change = [number(row.delta, "+"), interval(row.delta_low, row.delta_high, "+")]
-        cells = [row.variant, f"{row.size_mb:.1f}", f"{row.size_reduction:.1f}%", number(row.rate)]
+        cells = [row.variant, f"{row.size_mb:.1f}", f"{round(row.size_reduction, 1) + 0.0:.1f}%", number(row.rate)]
         cells += ["", ""] if baseline else change
         cells += ["n.s." if row.verdict == ALIKE else row.verdict]  # the whole words would make the lines too long
         cells += [number(row.smallest_detectable), *(["", ""] if baseline else _distance(row)), f"{row.looping}"]

@@ -1,5 +1,6 @@
 """The model card of an exported variant: what it is, how it was made, what was measured, and how to load it (pure)."""
 
+import json
 from collections.abc import Sequence
 
 from pipeline.core.params import Params
@@ -35,8 +36,8 @@ PACKAGES = {"hf": "transformers torch", "ct2": "faster-whisper", "ggml": "pywhis
 """What to install for them."""
 
 
-def text(name: str, target: str, folder: str, made: Variant, settings: Params, rows: Sequence[Row]) -> str:
-    """Return the card of variant `name`, as it was made; `rows` are its lines of results.csv."""
+def text(name: str, target: str, folder: str, made: Variant, settings: Params, rows: Sequence[Row], size: int) -> str:
+    """Return the card of variant `name`, as it was made; `rows` are its lines of results.csv, `size` bytes here."""
     return page.render(
         "card.md.j2",
         name=name,
@@ -45,7 +46,8 @@ def text(name: str, target: str, folder: str, made: Variant, settings: Params, r
         model=settings.models[settings.model],
         settings=settings,
         rows=rows,
-        lines=LOADED[target].replace("{folder}", folder),
+        lines=LOADED[target].replace("{folder}", json.dumps(folder, ensure_ascii=False)[1:-1]),
+        size=size / 1e6,
         package=PACKAGES[target],
         measures=tables.MEASURES,
     )

@@ -155,7 +155,11 @@ def compare(
     Raises UserError where the model's logits are not numbers.
     """
     found = states(model, features, window.tokens, len(window.states), stepwise)
-    return _compared(lambda part: model.proj_out(found[part]), window, fp32_head, barred)
+
+    def logits(part: slice) -> Tensor:
+        return torch.cat([model.proj_out(rows) for rows in found[part].split(1 if stepwise else _PLACES)])
+
+    return _compared(logits, window, fp32_head, barred)
 
 
 def compare_engine(engine: Engine, sound: Samples, window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ ERRORS = {
     "quanto-int8-whole": 0.011,
     "hqq-int4-whole": 0.04,
     "bnb-nf4-whole": 0.05,
+    "torch-int8-whole": 0.027,
     "torchao-int8": 0.005,
     "torchao-int4": 0.04,
     "gptq-int5": 0.05,

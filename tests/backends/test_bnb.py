@@ -19,7 +19,7 @@ VARIANTS = [name for name, variant in common.VARIANTS.items() if variant.backend
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_transformers_loads_the_checkpoint(name: str, tied: bool, baseline: Path, tmp_path: Path) -> None:
-    """Each layer is the same to the bit; kernels that round to bfloat16 widen what lies between."""
+    """Each layer is the same to the bit; kernels that round to bfloat16 or int8 widen what lies between."""
     from transformers import WhisperForConditionalGeneration
 
     variant = common.VARIANTS[name]
@@ -30,7 +30,7 @@ def test_transformers_loads_the_checkpoint(name: str, tied: bool, baseline: Path
     ours = backends.get("bnb").load(tmp_path / "saved", "cpu")
     theirs: Any = WhisperForConditionalGeneration.from_pretrained(tmp_path / "saved")
     found, expected = toy.logits_of_transformers(theirs), toy.logits(ours)
-    assert (found - expected).norm() / expected.norm() < 1e-3
+    assert (found - expected).norm() / expected.norm() < 5e-3
     for layer in made.manifest["layers"]:
         mine: Any = ours.get_submodule(layer)
         other: Any = theirs.get_submodule(layer)

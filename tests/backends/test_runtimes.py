@@ -232,6 +232,8 @@ REFUSED = [
     (make("ct2", 8), "ct2: activations none is not possible: it quantizes what comes in, too (choose dynamic)"),
     (make("ct2", 8, "nf"), "ct2: format nf is not possible (choose int or float)"),
     (make("ct2", 8, "float"), "ct2: bits 8 is not possible with format float (choose 32 or 16)"),
+    (make("ct2", 32, "float", group_size=64), "ct2: group_size 64 is not possible (choose null)"),
+    (make("ct2", 16, "float", rest="float32"), "ct2: rest float32 is not possible with 16 bits (choose float16)"),
     (
         make("ct2", 8, activations="dynamic", granularity="group"),
         "ct2: granularity group is not possible (choose null or channel)",
@@ -284,14 +286,15 @@ def test_a_feed_forward_network_of_another_width_is_nothing_for_whisper_cpp(tmp_
 
 def test_a_type_that_ctranslate2_would_replace_is_refused(baseline: Path, tmp_path: Path) -> None:
     """Without MKL's kernels it silently computes int16 in int8."""
-    made = common.saved(baseline, make("ct2", 16, activations="dynamic"), tmp_path / "int16")
+    variant = make("ct2", 16, activations="dynamic")
     if "int16" in ctranslate2.get_supported_compute_types("cpu"):
+        made = common.saved(baseline, variant, tmp_path / "int16")
         assert ct2.load(made.folder, "cpu").kernels.endswith(" int16")
     else:
         with pytest.raises(
             UserError, match=r"no kernels of CTranslate2 for int16 \(it has float32, int8, int8_float32\)"
         ):
-            ct2.load(made.folder, "cpu")
+            common.saved(baseline, variant, tmp_path / "int16")
 
 
 def test_kernels_are_named(saved: dict[str, common.Saved]) -> None:

@@ -1,4 +1,5 @@
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import UserError
-from pipeline.whisper.model import weights
+from pipeline.whisper.model import network, weights
 from tests import toy
 
 TOKENS = torch.tensor([[3, 141, 5, 92, 6, 53, 58], [97, 9, 32, 38, 4, 62, 64]])
@@ -156,3 +157,34 @@ def test_split_takes_a_layers_own_tensors_out() -> None:
     tensors = {name: torch.zeros(1) for name in ("a.fc1.weight", "a.fc1.weight.absmax", "a.fc10.weight", "a.fc2.bias")}
     assert sorted(weights.split(tensors, "a.fc1")) == ["weight", "weight.absmax"]
     assert sorted(tensors) == ["a.fc10.weight", "a.fc2.bias"]
+
+
+@pytest.mark.parametrize("positions", [300, 1500])
+def test_onednn_gives_what_pytorch_does(positions: int) -> None:
+    """Only without gradients: what they flow through is PyTorch's own."""
+    torch.manual_seed(0)
+    layer = network.EncoderLayer(64, 2, 128).eval()
+    sound = torch.randn(1, positions, 64)
+    expected = layer(sound)
+    assert expected.requires_grad
+    with torch.no_grad():
+        found = layer(sound)
+    assert not found.equal(expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_what_watches_a_layer_sees_the_positions_of_sound(baseline: Path) -> None:
+    model = weights.load(baseline)
+    seen: list[tuple[int, ...]] = []
+    layer = model.get_submodule("model.encoder.layers.0.fc1")
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    toy.logits(model)
+    assert seen == [(1, 1500, 64)] * 2
+
+
+def test_a_copy_of_a_model_computes_with_its_own_weights(baseline: Path) -> None:
+    model = weights.load(baseline)
+    expected, copy = toy.logits(model), deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert toy.logits(copy).equal(expected)
