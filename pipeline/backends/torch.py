@@ -76,8 +76,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
         if not any(name.startswith(f"{layer}.") for layer in layers)
     }
-    if hasattr(model.model.decoder.embed_tokens, "packed"):  # its codes are the head's
-        layers.pop("proj_out", None)
+    layers = {name: module for name, module in layers.items() if not hasattr(module, "of_embedding")}
     for name, module in layers.items():
         tensors |= {f"{name}.{key}": tensor for key, tensor in _pack(module).items()}
     weights.save(tensors, folder)
@@ -117,7 +116,9 @@ def _head(weight: "Tensor", scale: "Tensor") -> Any:
 
     codes = (weight / scale.float()).round().to(torch.int8)
     zeros = torch.zeros(len(codes), dtype=torch.int64)
-    return _unpack({"weight": codes, "weight_scale": scale.float().flatten(), "weight_zero_point": zeros})
+    head = _unpack({"weight": codes, "weight_scale": scale.float().flatten(), "weight_zero_point": zeros})
+    head.of_embedding = True  # whose codes are stored
+    return head
 
 
 def _observe(
