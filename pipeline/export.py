@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 _TOKENS = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 """Files of a checkpoint that say how sound becomes features, and tokens text."""
 
-_HOLDS = {
-    "ct2": ("ct2", "CTranslate2 holds float32, float16, int16 and int8 by row"),
-    "ggml": ("ggml", "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"),
-    "gguf": ("ggml", "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"),
-}
+_MEASURED = {"ct2": ("config.json", "vocabulary.json", ct2.FILE, *_TOKENS), "ggml": (ggml.FILE,)}
+"""The files of a checkpoint that a runtime opens as they were measured."""
+
+_CT2 = "ct2", "CTranslate2 holds float32, float16, int16 and int8 by row"
+_GGML = "ggml", "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"
+_HOLDS = {"ct2": _CT2, "ggml": _GGML, "gguf": _GGML}
 """The backend whose files a target takes, and what they hold."""
 
 _TARGETS = {
@@ -57,8 +58,10 @@ def main(variant: str, target: str, folder: Path) -> None:
             partial.mkdir(parents=True)
             if target == "hf":
                 hf(source, made.backend, partial)
+            elif target == "gguf":
+                gguf(source, partial)
             else:
-                {"ct2": to_ct2, "ggml": to_ggml, "gguf": gguf}[target](source, partial)
+                _copy(source, partial, *_MEASURED[target])
             for file in partial.iterdir():
                 file.chmod(0o644)  # safetensors' files are their owner's alone
             size = sum(file.stat().st_size for file in partial.iterdir())
@@ -145,16 +148,6 @@ def dequantized(source: Path, backend: str) -> "dict[str, Tensor]":
         assert isinstance(value, torch.Tensor)
         tensors[name] = value.detach().float()
     return tensors
-
-
-def to_ct2(source: Path, folder: Path) -> None:
-    """Copy the files that were measured."""
-    _copy(source, folder, "config.json", "vocabulary.json", ct2.FILE, *_TOKENS)
-
-
-def to_ggml(source: Path, folder: Path) -> None:
-    """Copy the file that was measured, which has everything in it."""
-    _copy(source, folder, ggml.FILE)
 
 
 def gguf(source: Path, folder: Path) -> None:

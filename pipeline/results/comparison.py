@@ -97,10 +97,6 @@ def rows(
     """
     compared = {split: _compared(scores, split, resamples, seed) for split in scores[BASELINE]["splits"]}
     agreeing = {split: agreement.columns(agreements, split, resamples, seed) for split in compared}
-    said = {
-        split: {name: [u["hypothesis"] for u in of["utterances"] if u["split"] == split] for name, of in scores.items()}
-        for split in compared
-    }
     full = timings[BASELINE]["checkpoint"]["bytes"]["total"]
     table = []
     for name, score in scores.items():
@@ -110,11 +106,9 @@ def rows(
         others = flat({key: facts[key] for key in facts if key not in ("variant", "checkpoint", *by_split)})
         scoring = {"normalizer": score["scoring"]["normalizer"], "normalizer_version": score["normalizer_version"]}
         for split, differing in compared.items():
-            texts = said[split]
             counts = score["splits"][split]
             row = {"variant": name, "split": split, **settings, **counts}
             row |= {"looping_ids": shortened(counts["looping_ids"]), **differing[name], **agreeing[split][name]}
-            row["other_texts"] = sum(text != own for text, own in zip(texts[name], texts[BASELINE], strict=True))
             row |= {"split_utterances": facts["split_utterances"][split], **facts["conversions"][split], **scoring}
             row |= sizes(facts["bytes"]["total"], full)
             table.append(row | {key: value for key, value in others.items() if key not in row})
@@ -154,6 +148,8 @@ def _compared(scores: Mapping[str, Json], split: str, resamples: int, seed: int)
         paired = name != BASELINE and measure == statistics.WER  # pairs are segments of a reference's words
         z, p = statistics.mapsswe(alignments[name], alignments[BASELINE]) if paired else (None, None)
         row |= {"mapsswe_z": z, "mapsswe_p": p}
+        pairs = zip(spoken[name], baseline, strict=True)
+        row["other_texts"] = sum(one["hypothesis"] != own["hypothesis"] for one, own in pairs)
     return result
 
 

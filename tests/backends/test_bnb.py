@@ -30,7 +30,8 @@ def test_transformers_loads_the_checkpoint(name: str, tied: bool, baseline: Path
     ours = backends.get("bnb").load(tmp_path / "saved", "cpu")
     theirs: Any = WhisperForConditionalGeneration.from_pretrained(tmp_path / "saved")
     found, expected = toy.logits_of_transformers(theirs), toy.logits(ours)
-    assert (found - expected).norm() / expected.norm() < 5e-3
+    near = 5e-3 if variant.bits == 8 else 1e-3  # int8: the last digit of an input decides whether it is an outlier
+    assert (found - expected).norm() / expected.norm() < near
     for layer in made.manifest["layers"]:
         mine: Any = ours.get_submodule(layer)
         other: Any = theirs.get_submodule(layer)
