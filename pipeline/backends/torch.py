@@ -54,8 +54,9 @@ def quantize(
         warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao, and works
         embedding = model.model.decoder.embed_tokens
         if variant.embedding == 8 and variant.activations == "dynamic" and model.tied and "proj_out" not in layers:
-            packing.attach(embedding, rounding.nearest(embedding.weight, 8))
-            model.proj_out = _head(embedding.weight, packing.attached(model)["model.decoder.embed_tokens"].scale)
+            packed = rounding.nearest(embedding.weight, 8)
+            packing.attach(embedding, packed)
+            model.proj_out = _head(embedding.weight, packed.scale)
         inputs = _observe(model, layers, calibrate) if variant.activations == "static" else {}
         qconfig = quantization.QConfig(quantization.default_dynamic_quant_observer, _weight_observer(variant))
         quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
