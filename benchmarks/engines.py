@@ -27,7 +27,10 @@ from pipeline.speech import corpus
 from pipeline.speech.corpus import Utterance
 from pipeline.whisper.inference import decoding, mel
 
-VARIANTS = (BASELINE, "torch-int8-whole", "torchao-int8", "ct2-float32", "ct2-int8", "ggml-q8-0", "ggml-q5-1")
+VARIANTS = (
+    *(BASELINE, "mixed-50-dynamic", "torch-int8-dynamic", "torchao-int8"),
+    *("ct2-float32", "ct2-int8", "ggml-q8-0", "ggml-q5-1"),
+)
 
 Engine = Callable[[Sequence[Utterance]], list[str]]
 

@@ -82,7 +82,7 @@ def quantize(
         filled = backend.supports(dataclasses.replace(settings, bits=bits))  # a library's defaults follow the bits
         made = backend.quantize(model, alike, filled, calibrate)
         groups += filter(None, [made.group_size])
-    if tied and "proj_out" not in chosen and _is_plain(model.proj_out):
+    if tied and "proj_out" not in chosen:
         model.tie()  # where the backend has rounded the embedding
     packed = packing.attached(model)
     unchanged = [name for name in chosen if name not in packed and _is_plain(model.get_submodule(name))]
@@ -134,7 +134,7 @@ def _rest(model: "Whisper", settings: "Variant", chosen: Sequence[str]) -> None:
         (decoder.embed_tokens, settings.embedding),
     ]
     tied = model.tied
-    if not tied and "proj_out" not in chosen and _is_plain(model.proj_out):
+    if not tied and "proj_out" not in chosen:
         wanted.append((model.proj_out, settings.embedding))
     for module, bits in wanted:
         if bits and not hasattr(module, "packed"):

@@ -31,7 +31,7 @@ class Transcriber:
     device: str
 
     def warm_up(self, utterance: corpus.Utterance) -> None:
-        """Transcribe the first window: kernels are chosen and packed at first use."""
+        """Begin to transcribe: kernels are chosen and packed at first use."""
         from pipeline.whisper.inference import decoding
 
         with naming(self.variant):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
-from pipeline.core.errors import UserError, suggestion
+from pipeline.core.errors import UserError, naming, suggestion
 from pipeline.core.variant import Variant, backend_names
 
 if TYPE_CHECKING:
@@ -96,9 +96,13 @@ def check(variant: Variant) -> None:
     backend = get(variant.backend)
     if variant.backend != "mixed" and (variant.budget, variant.budget_mb) != (None, None):
         raise UserError(f"{variant.backend}: a budget goes with backend 'mixed', which spends it; set it to null")
-    parts = [variant.encoder, variant.decoder, *(int(rule.rpartition("=")[2]) for rule in variant.layers)]
-    for bits in [variant.bits, *filter(None, parts)]:
-        backend.supports(dataclasses.replace(variant, bits=bits))
+    backend.supports(variant)
+    parts = [("key", "encoder", variant.encoder), ("key", "decoder", variant.decoder)]
+    parts += [("layers", rule, int(rule.rpartition("=")[2])) for rule in variant.layers]
+    for kind, name, bits in parts:
+        if bits:
+            with naming(name, kind):
+                backend.supports(dataclasses.replace(variant, bits=bits))
 
 
 def import_library(module: str, *unneeded: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
-from pipeline.core import files
+from pipeline.core import files, manifest
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
 
@@ -115,7 +115,7 @@ class Engine:
 
         self.config = Config.read(folder)
         self._folder = folder
-        told = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["variant"]
+        told = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))["variant"]
         self._type = _check(_name(Variant(**told)))
         self._threads = 0
         os.environ["CT2_VERBOSE"] = "1"  # it tells in no other way what it computes with, and once in a process

@@ -48,7 +48,7 @@ def quantize(
     backends.divides("gptq", variant, chosen, _GROUP_SIZES)
     found = sensitivity.read(model)
     for name, module, bits in tqdm(todo, unit="layer", desc="gptq", disable=None):
-        with naming(name):
+        with naming(name, "layer"):
             order = rounding.Order.of(found[name].inputs, sensitivity.damping(name))
         packing.attach(module, rounding.gptq(module.weight, order, bits, variant.group_size))
     return variant

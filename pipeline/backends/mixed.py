@@ -1,7 +1,8 @@
 """As many bits to each weight as the text depends on it, within a size: `budget` or `budget_mb`.
 
 `pipeline.whisper.quantization.allocation` spends it on Linear layers and the token embedding; convolutions and
-positions have 8 bits, norms and biases are float16. docs/formats.md has a loader into Transformers.
+positions have 8 bits, norms and biases are float16. docs/formats.md has a loader into Transformers. With dynamic
+activations the same codes are multiplied as integers (`pipeline.whisper.model.integers`).
 """
 
 import math
@@ -22,12 +23,14 @@ _FEWEST = 1.5
 """Bits a weight: what is coarser than that writes no text."""
 _UNSPENT = 0.03
 """Share of a budget that is told when it is left over: the search comes nearer."""
+_ACTIVATIONS = "activations"
+"""Where the file's metadata tell whether its codes are multiplied as integers."""
 _NAME = 150
 """Bytes of a tensor's entry at the head of the file, at most."""
 
 
 def supports(variant: Variant) -> Variant:
-    """Weights only; all that other backends choose follows from the size."""
+    """All that other backends choose follows from the size."""
     if (variant.budget is None) is (variant.budget_mb is None):
         both = "are both set" if variant.budget else "are missing"
         raise UserError(f"mixed: budget and budget_mb {both}; give the checkpoint's size as one of them")
@@ -36,7 +39,8 @@ def supports(variant: Variant) -> Variant:
     )
     where = ": the budget decides"
     backends.limit("mixed", variant, where, bits=(8,), layers=([],), **unset)
-    backends.limit("mixed", variant, format=("int",), activations=("none",), double_quant=(False,), rest=("float16",))
+    backends.limit("mixed", variant, format=("int",), activations=("none", "dynamic"))
+    backends.limit("mixed", variant, double_quant=(False,), rest=("float16",))
     return variant
 
 
@@ -104,11 +108,15 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
     """Write the weights; `packing.shrink`, which comes after, packs them."""
     from pipeline.whisper.model import weights
 
-    weights.save(model.state_dict(), folder)
+    weights.save(model.state_dict(), folder, {_ACTIVATIONS: variant.activations})
 
 
 def load(folder: Path, device: str) -> "backends.Whisper":
-    """Read the weights back: `weights.read` unpacks them."""
-    from pipeline.whisper.model import weights
+    """Read the weights back: in float32, or for dynamic activations as the integers that they are."""
+    from pipeline.whisper.model import integers, weights
 
-    return weights.load(folder, device)
+    if weights.metadata(folder).get(_ACTIVATIONS) != "dynamic":
+        return weights.load(folder, device)
+    model = weights.load_packed(folder, device)
+    integers.multiply(model)
+    return model

@@ -2,8 +2,7 @@
 
 Its modules keep packed parameters that only pickle can save, so a checkpoint holds plain tensors instead, for each
 layer: `weight` (int8), `weight_scale`, `weight_zero_point`, `bias`, and for static variants `input_scale` and
-`input_zero_point`. Loading rebuilds the same modules from them. With `embedding: 8` a dynamic variant's head multiplies
-by the embedding's codes: in float32 it would take a quarter of a single utterance's time.
+`input_zero_point`. Loading rebuilds the same modules from them.
 """
 
 import dataclasses
@@ -47,16 +46,8 @@ def quantize(
     """
     from torch.ao import quantization
 
-    from pipeline.whisper.model import packing
-    from pipeline.whisper.quantization import rounding
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao, and works
-        embedding = model.model.decoder.embed_tokens
-        if variant.embedding == 8 and variant.activations == "dynamic" and model.tied and "proj_out" not in layers:
-            packed = rounding.nearest(embedding.weight, 8)
-            packing.attach(embedding, packed)
-            model.proj_out = _head(embedding.weight, packed.scale)
         inputs = _observe(model, layers, calibrate) if variant.activations == "static" else {}
         qconfig = quantization.QConfig(quantization.default_dynamic_quant_observer, _weight_observer(variant))
         quantization.quantize_dynamic(model, dict.fromkeys(layers, qconfig), inplace=True)
@@ -77,7 +68,6 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
         if not any(name.startswith(f"{layer}.") for layer in layers)
     }
-    layers = {name: module for name, module in layers.items() if not hasattr(module, "of_embedding")}
     for name, module in layers.items():
         tensors |= {f"{name}.{key}": tensor for key, tensor in _pack(module).items()}
     weights.save(tensors, folder)
@@ -94,32 +84,7 @@ def load(folder: Path, device: str) -> "backends.Whisper":
         warnings.simplefilter("ignore")  # as in `quantize`
         for name, own in layers.items():
             model.set_submodule(name, _unpack(own))
-        if model.tied and not any("input_scale" in own for own in layers.values()):
-            _read_head(model, folder)
     return model
-
-
-def _read_head(model: "backends.Whisper", folder: Path) -> None:
-    """Let the head multiply by the codes of the embedding that it is tied to, where they have 8 bits."""
-    from safetensors import safe_open
-
-    from pipeline.whisper.model import packing, weights
-
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        packed = json.loads((file.metadata() or {}).get(packing.KEY, "{}"))
-        if packed.get(weights.EMBEDDING, {}).get("bits") == 8:
-            model.proj_out = _head(model.proj_out.weight, file.get_tensor(f"{weights.EMBEDDING}.scale"))
-
-
-def _head(weight: "Tensor", scale: "Tensor") -> Any:
-    """Make a dynamically quantized head of a weight (rows, columns) that is whole multiples of `scale` (rows, 1)."""
-    import torch
-
-    codes = (weight / scale.float()).round().to(torch.int8)
-    zeros = torch.zeros(len(codes), dtype=torch.int64)
-    head = _unpack({"weight": codes, "weight_scale": scale.float().flatten(), "weight_zero_point": zeros})
-    head.of_embedding = True  # whose codes are stored
-    return head
 
 
 def _observe(

@@ -23,12 +23,12 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def naming(variant: str) -> Iterator[None]:
-    """Put the variant's name before what a UserError says."""
+def naming(name: str, kind: str = "variant") -> Iterator[None]:
+    """Put the name of a variant, or of what else it is about, before what a UserError says."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"variant {variant!r}: {error}") from None
+        raise UserError(f"{kind} {name!r}: {error}") from None
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.whisper.inference.decoding import Engine, Vocabulary
 from pipeline.whisper.inference.mel import Samples
-from pipeline.whisper.model import weights
+from pipeline.whisper.model import network, weights
 from pipeline.whisper.model.network import Whisper
 
 REFERENCE = Path("data/reference")
@@ -179,7 +178,7 @@ def _compared(logits_of: Callable[[slice], Tensor], window: Window, fp32_head: T
             why = "a token's logit is not a finite number, so no distribution follows: the weights are broken"
             raise UserError(f"utterance {window.id!r}: {why}")
         later = torch.arange(start, start + len(logits), device=fp32_head.device).clamp(max=1)
-        fp32 = functional.linear(window.states[part], fp32_head)
+        fp32 = network.linear(window.states[part], fp32_head)
         parts.append(differences(fp32, logits, said[part], barred[later]))
     return torch.cat(parts).cpu()
 

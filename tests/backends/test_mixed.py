@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from pipeline import backends, quantize
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
-from pipeline.whisper.model import packing, weights
+from pipeline.whisper.model import integers, packing, weights
 from pipeline.whisper.quantization import sensitivity
 from tests import toy
 from tests.backends import common
@@ -139,3 +139,36 @@ def test_a_tied_head_that_is_not_excluded_is_refused(baseline: Path, tmp_path: P
     sentence = refusal(baseline, make("mixed", budget=25.0, exclude=[]), tmp_path / "saved")
     assert "proj_out" in sentence
     assert sentence.endswith("in exclude")
+
+
+def test_dynamic_activations_multiply_the_same_codes(baseline: Path, tmp_path: Path) -> None:
+    """The weights are those without dynamic activations, and neighbours in a batch change nothing."""
+    variants = {kind: make("mixed", activations=kind, budget=24.0) for kind in ("none", "dynamic")}
+    for kind, variant in variants.items():
+        common.saved(baseline, variant, tmp_path / kind)
+    plain, dynamic = (load_file(tmp_path / kind / "model.safetensors") for kind in variants)
+    assert {*plain} == {*dynamic}
+    assert all(torch.equal(plain[name], dynamic[name]) for name in plain)
+    models = {kind: backends.get("mixed").load(tmp_path / kind, "cpu") for kind in variants}
+    whole = {name for name, module in models["dynamic"].named_modules() if isinstance(module, integers.Linear)}
+    assert len(whole) == 32 + 1
+    assert "proj_out" in whole
+    assert not [name for name, module in models["none"].named_modules() if isinstance(module, integers.Linear)]
+    expected, found = toy.logits(models["none"]), toy.logits(models["dynamic"])
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.02
+    sounds, tokens = toy.features(), torch.arange(9)[None]
+    with torch.no_grad():
+        together = models["dynamic"](sounds, tokens.expand(len(sounds), -1))
+        alone = torch.cat([models["dynamic"](sound[None], tokens) for sound in sounds])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("exclude", [["proj_out"], []], ids=["kept", "quantized"])
+def test_a_head_of_its_own_multiplies_integers_where_it_is_quantized(
+    exclude: list[str], baseline: Path, tmp_path: Path
+) -> None:
+    source = common.untied(baseline, tmp_path / "baseline")
+    common.saved(source, make("mixed", activations="dynamic", budget=24.0, exclude=exclude), tmp_path / "saved")
+    head = backends.get("mixed").load(tmp_path / "saved", "cpu").get_submodule("proj_out")
+    assert isinstance(head, integers.Linear) == (not exclude)
+    assert error(tmp_path / "saved", source) < 0.1

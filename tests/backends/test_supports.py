@@ -294,7 +294,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"backend": "mixed", "budget": 17.2, "activations": "static"},
-        "mixed: activations static is not possible (choose none)",
+        "mixed: activations static is not possible (choose none or dynamic)",
     ),
 ]
 

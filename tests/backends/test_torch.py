@@ -1,7 +1,5 @@
-import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -66,19 +64,3 @@ def test_static_scales_differ_from_layer_to_layer(baseline: Path, tmp_path: Path
     # q, k and v hear the same normed input; so do the cross-attentions' k and v of both decoder layers
     assert len(made.manifest["layers"]) == 32
     assert len(scales) == 2 * 4 + 2 * 6 + 1
-
-
-def test_a_head_that_is_tied_multiplies_by_the_embeddings_codes(baseline: Path, tmp_path: Path) -> None:
-    made = common.saved(baseline, common.VARIANTS["torch-int8-whole"], tmp_path / "saved")
-    assert not [name for name in load_file(tmp_path / "saved/model.safetensors") if name.startswith("proj_out")]
-    model: Any = backends.get("torch").load(tmp_path / "saved", "cpu")
-    weight = model.proj_out.weight()
-    assert weight.int_repr().abs().amax(dim=1).eq(127).all()
-    torch.testing.assert_close(weight.dequantize(), model.model.decoder.embed_tokens.weight, rtol=0, atol=1e-6)
-    assert "model.decoder.embed_tokens" in made.manifest["layers"]
-
-
-def test_the_head_of_a_static_variant_is_not_dynamic(baseline: Path, tmp_path: Path) -> None:
-    variant = dataclasses.replace(common.VARIANTS["torch-int8-static"], embedding=8)
-    common.saved(baseline, variant, tmp_path / "saved")
-    assert backends.get("torch").load(tmp_path / "saved", "cpu").tied

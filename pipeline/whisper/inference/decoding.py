@@ -18,6 +18,8 @@ from pipeline.speech.corpus import Sound, Utterance
 from pipeline.whisper.inference import mel
 from pipeline.whisper.model.network import Cache, Config, Whisper
 
+_WARM = 8
+"""Tokens that bring kernels and memory into use; a variant that loops would write hundreds."""
 _TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
 
 
@@ -156,10 +158,10 @@ def transcribe(
     later = ((n, span) for n, spans in enumerate(cuts) for span in spans[1:])
     together = [(n, spans[0]) for n, spans in enumerate(cuts)]
     while together:
-        windows_now = [sounds[n].read(*span) for n, span in together]
+        parts = [sounds[n].read(*span) for n, span in together]
         told = [language for n, _ in together if (language := heard[n].language) is not None]
         names = [f"utterance {batch[n].id!r}" for n, _ in together]
-        spoken, rows = _hear(model, windows_now, vocabulary, max_new_tokens, names, told)
+        spoken, rows = _hear(model, parts, vocabulary, max_new_tokens, names, told)
         for (n, _), row, language in itertools.zip_longest(together, rows, spoken):
             heard[n].windows.append(row)
             heard[n].language = language
@@ -168,9 +170,9 @@ def transcribe(
 
 
 def warm_up(model: Whisper | Engine, utterance: Utterance, vocabulary: Vocabulary) -> None:
-    """Transcribe the first window. Raises UserError where the model's logits are not numbers."""
+    """Begin to transcribe the first window. Raises UserError where the model's logits are not numbers."""
     names = [f"utterance {utterance.id!r}"]
-    _hear(model, [next(sounds(model, utterance))], vocabulary, model.config.max_target_positions, names)
+    _hear(model, [next(sounds(model, utterance))], vocabulary, _WARM, names)
 
 
 def _hear(

@@ -116,38 +116,46 @@ def _room(like: Tensor, rows: int, positions: int) -> Cache:
 
 
 _MANY, _ROWS = 256, 500
-"""Rows from which oneDNN multiplies; queries whose scores are in a core's cache at once."""
+"""Queries from which attention goes by blocks; queries in a block, whose scores stay in a core's cache."""
 
 
-def _by_onednn(x: Tensor, rows: int) -> bool:
-    """Tell whether oneDNN shall multiply: on a CPU, the positions of sound.
+def _by_onednn(x: Tensor) -> bool:
+    """Tell whether oneDNN shall multiply: on a CPU, where no gradients are asked for; it has none.
 
-    PyTorch leaves float32 to MKL, which takes AVX2 on AMD's processors: oneDNN's AVX-512 is 2.5 times as fast there.
-    It has no gradients.
+    PyTorch leaves float32 to MKL, which takes AVX2 on AMD's processors: oneDNN's AVX-512 is more than twice as fast
+    there, and the output head, most of the weights that a token reads, four times (benchmarks/products.py).
     """
-    return rows >= _MANY and x.device.type == "cpu" and not torch.is_grad_enabled()
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `functional.linear` by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `functional.linear`, by oneDNN where it can."""
+    if _by_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return functional.linear(x, weight, bias)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    if type(layer.weight) is nn.Parameter and _by_onednn(x, x.shape[:-1].numel()):
-        return _product(x, layer.weight, layer.bias)
-    return functional.linear(x, layer.weight, layer.bias)
+    plain = type(layer.weight) is nn.Parameter  # libraries put tensors of their own in its place
+    return (linear if plain else functional.linear)(x, layer.weight, layer.bias)
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return what `functional.scaled_dot_product_attention` does, of (batch, heads, positions, width)."""
+def _attention(query: Tensor, keys: Tensor, values: Tensor, precision: torch.dtype) -> Tensor:
+    """Return what `functional.scaled_dot_product_attention` does, of (batch, heads, positions, width).
+
+    `precision` is that of the weights and values. In bfloat16 a processor that multiplies it takes half the time, and
+    values need not be transposed.
+    """
     mixed = torch.empty_like(query)
-    query, keys, across = query * query.shape[-1] ** -0.5, keys.contiguous(), values.transpose(2, 3).contiguous()
+    query, keys = query * query.shape[-1] ** -0.5, keys.contiguous()
+    half = precision == torch.bfloat16
+    values = values.to(precision) if half else values.transpose(2, 3).contiguous()
     for batch, head in itertools.product(*map(range, query.shape[:2])):
         for start in range(0, query.shape[2], _ROWS):
             rows = batch, head, slice(start, start + _ROWS)
-            scores = _product(query[rows].contiguous(), keys[batch, head])
-            mixed[rows] = _product(scores.softmax(dim=-1), across[batch, head])
+            weights = linear(query[rows].contiguous(), keys[batch, head]).softmax(dim=-1)
+            heard = values[batch, head]
+            mixed[rows] = weights.to(precision) @ heard if half else linear(weights, heard)
     return mixed
 
 
@@ -157,6 +165,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.precision = torch.float32
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
@@ -169,8 +178,8 @@ class Attention(nn.Module):
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
         """Attend from `x` (batch, positions, width) to the keys and values."""
         query = self._split(self.q_proj(x))
-        if _by_onednn(query, x.shape[1]) and not causal:
-            mixed = _attention(query, keys, values)
+        if x.shape[1] >= _MANY and not causal and _by_onednn(x):
+            mixed = _attention(query, keys, values, self.precision)
         else:
             mixed = functional.scaled_dot_product_attention(query, keys, values, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # nn.Module is untyped
@@ -192,12 +201,15 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.self_attn_layer_norm(x)
-        x = x + self.self_attn.attend(normed, *self.self_attn.keys_values(normed))
-        return x + self.feed_forward(x)
+        x = self.self_attn.attend(normed, *self.self_attn.keys_values(normed)).add_(x)
+        return self.feed_forward(x).add_(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Return what the feed-forward network adds to `x`."""
-        return self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x))))  # type: ignore[no-any-return]
+        inner = self.fc1(self.final_layer_norm(x))
+        # In place where it may: 12 MB of new memory cost more time than the function itself.
+        inner = functional.gelu(inner) if torch.is_grad_enabled() else torch.ops.aten.gelu_(inner)
+        return self.fc2(inner)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(EncoderLayer):
@@ -213,9 +225,9 @@ class DecoderLayer(EncoderLayer):
         normed = self.self_attn_layer_norm(x)
         causal = x.shape[1] > 1  # only the prompt has several positions, and it comes first
         keys, values = own.append(*self.self_attn.keys_values(normed))
-        x = x + self.self_attn.attend(normed, keys, values, causal)
-        x = x + self.encoder_attn.attend(self.encoder_attn_layer_norm(x), audio.keys, audio.values)
-        return x + self.feed_forward(x)
+        x = self.self_attn.attend(normed, keys, values, causal).add_(x)
+        x = self.encoder_attn.attend(self.encoder_attn_layer_norm(x), audio.keys, audio.values).add_(x)
+        return self.feed_forward(x).add_(x)
 
 
 class Encoder(nn.Module):
@@ -276,11 +288,11 @@ class Whisper(nn.Module):
         super().__init__()
         self.config = config
         self.model = Body(config)
+        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie()
         for layer in self.modules():
             if isinstance(layer, nn.Linear):  # and no subclass, for libraries look for this very type
                 layer.forward = functools.partial(_linear, layer)  # type: ignore[method-assign]
-        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.tie()
 
     def tie(self) -> None:
         """Share the head's weight with the token embedding."""

@@ -25,7 +25,7 @@ KEY = "packed"
 """Where a file's metadata tell, in JSON, the `bits` (null: deflated) and the `shape` of each packed weight."""
 
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, zlib.error)
-"""What `restore` raises for a file that somebody has edited."""
+"""What `unpack` raises for a file that somebody has edited."""
 
 _PARTS = ("codes", "scale", "low", "column")
 _LARGEST = float(torch.finfo(torch.float16).max)
@@ -110,14 +110,17 @@ def shrink(folder: Path, packed: Mapping[str, Packed], rest: str) -> None:
     _sort_metadata(path)
 
 
-def restore(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """Undo `shrink`: return a file's tensors with all weights whole; raise one of BROKEN where they do not fit."""
+def unpack(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Packed]]:
+    """Undo `shrink`: return a file's other tensors as float32, and the packed weights.
+
+    Raises one of BROKEN where they do not fit.
+    """
     told: Any = json.loads(metadata.get(KEY, "{}"))
-    whole = {}
+    packed = {}
     for name, how in told.items():
         parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
-        whole[name] = _unpacked(name, parts, how["bits"], tuple(how["shape"])).weight()
-    return {name: _whole(name, tensor) for name, tensor in tensors.items()} | whole
+        packed[name] = _unpacked(name, parts, how["bits"], tuple(how["shape"]))
+    return {name: _whole(name, tensor) for name, tensor in tensors.items()}, packed
 
 
 def _sort_metadata(path: Path) -> None:

@@ -1,7 +1,8 @@
 """A checkpoint's weights: an empty model in, model.safetensors in and out, as Transformers names and stores them."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def load(folder: Path, device: str = "cpu") -> Whisper:
     return load_around(folder, device, lambda _: [])[0]
 
 
+def load_packed(folder: Path, device: str) -> Whisper:
+    """Do the same, and keep the codes of packed weights at their modules, as `packing.attach` does."""
+    model, (tensors, packed) = skeleton(folder), _read(folder, device)
+    _filled(folder, model, tensors | {name: each.weight() for name, each in packed.items()}, lambda _: [])
+    for name, each in packed.items():
+        model.get_submodule(name.removesuffix(".weight")).packed = each  # type: ignore[assignment]  # may hold anything
+    return model
+
+
 def load_around(
     folder: Path, device: str, quantized: Callable[[Iterable[str]], list[str]]
 ) -> tuple[Whisper, dict[str, dict[str, Tensor]]]:
@@ -45,7 +55,12 @@ def load_around(
     `quantized` names these layers, given the names of all tensors. Raises UserError when a weight is missing, unknown
     or of another shape.
     """
-    model, tensors = skeleton(folder), read(folder, device)
+    return _filled(folder, skeleton(folder), read(folder, device), quantized)
+
+
+def _filled(
+    folder: Path, model: Whisper, tensors: dict[str, Tensor], quantized: Callable[[Iterable[str]], list[str]]
+) -> tuple[Whisper, dict[str, dict[str, Tensor]]]:
     layers = {layer: split(tensors, layer) for layer in quantized(tensors)}
     tied = "proj_out" not in layers and head_is_tied(folder, tensors)
     if tied:
@@ -79,13 +94,34 @@ def head_is_tied(folder: Path, tensors: dict[str, Tensor]) -> bool:
 
 def read(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Read model.safetensors with all packed weights whole; raise UserError when it is missing or cut short."""
-    from safetensors import SafetensorError, safe_open
+    tensors, packed = _read(folder, device)
+    return tensors | {name: each.weight() for name, each in packed.items()}
+
+
+def metadata(folder: Path) -> dict[str, str]:
+    """Return what model.safetensors tells beside its tensors; raise UserError when it is missing or cut short."""
+    from safetensors import safe_open
+
+    with _readable(folder), safe_open(folder / "model.safetensors", "pt") as file:
+        return file.metadata() or {}
+
+
+def _read(folder: Path, device: str) -> tuple[dict[str, Tensor], dict[str, packing.Packed]]:
+    from safetensors import safe_open
+
+    with _readable(folder):
+        with safe_open(folder / "model.safetensors", "pt", device=device) as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no mapping
+        return packing.unpack(tensors, metadata)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     again = "fetch or quantize it again"
     try:
-        with safe_open(folder / "model.safetensors", "pt", device=device) as file:
-            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no mapping
-        return packing.restore(tensors, metadata)
+        yield
     except (FileNotFoundError, SafetensorError):
         raise UserError(f"{folder}: model.safetensors is missing or cut short; {again}") from None
     except packing.BROKEN as error:

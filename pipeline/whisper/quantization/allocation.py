@@ -17,6 +17,8 @@ from pipeline.whisper.quantization.sensitivity import Layer
 _CLOSE, _AIM = 0.985, 0.995
 """Shares of the bytes: what to use at least, and to aim at."""
 _GUESSES, _ROUNDS = 10, 4
+_FINEST = 1e-30
+"""A distortion below any: rows take all codes that there are."""
 
 
 def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: float) -> dict[str, Packed]:
@@ -27,7 +29,7 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
     outputs: dict[str, Tensor] = {}
     for name in originals:
         layer = found[name]
-        with naming(name):
+        with naming(name, "layer"):
             orders[name] = rounding.Order.of(layer.inputs, sensitivity.damping(name))
         outputs[name] = layer.outputs
     weights = sum(weight.numel() for weight in originals.values())
@@ -41,8 +43,9 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
     def guess(distortion: float) -> int:
         return sum(rounding.rounded(originals[name], *grid).size() for name, grid in grids(distortion).items())
 
-    distortion, aim = 1e-9, _AIM * room
-    for _ in range(_GUESSES):
+    finest = guess(_FINEST) < _CLOSE * room  # 8 bits are the most that a code has
+    distortion, aim = _FINEST if finest else 1e-9, _AIM * room
+    for _ in range(0 if finest else _GUESSES):
         size = guess(distortion)
         if abs(size - aim) < (1 - _AIM) * room:
             break
@@ -55,9 +58,7 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
         size = sum(packed.size() for packed in rounded.values())
         if largest < size <= room:
             best, largest = rounded, size
-        elif best and size <= largest:  # 8 bits are the most that a code has
-            break
-        if _CLOSE * room <= size <= room:
+        if finest or _CLOSE * room <= size <= room:
             break
         distortion *= _change(size, aim, weights)
     return best
