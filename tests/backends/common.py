@@ -17,7 +17,7 @@ from pipeline import backends, quantize
 from pipeline.core import params
 from pipeline.core.variant import Variant
 from pipeline.whisper.inference import decoding
-from pipeline.whisper.model import network, weights
+from pipeline.whisper.model import integers, network, weights
 from pipeline.whisper.quantization import sensitivity
 from tests import toy
 from tests.conftest import ROOT
@@ -38,7 +38,7 @@ VARIANTS = {name: variant for name, variant in _ALL.items() if name not in RUNTI
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint, and the model it was made of."""
+    """A checkpoint, and the model it was made of, as it computes."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -68,7 +68,15 @@ def quantized(baseline: Path, variant: Variant) -> tuple[network.Whisper, Varian
 def saved(baseline: Path, variant: Variant, folder: Path) -> Saved:
     """Quantize the baseline and save it."""
     model, made, layers = quantized(baseline, variant)
-    return Saved(folder, quantize.save(model, made, layers, [], baseline, folder), model)
+    manifest = quantize.save(model, made, layers, [], baseline, folder)
+    return Saved(folder, manifest, computing(model, variant))
+
+
+def computing(model: network.Whisper, variant: Variant) -> network.Whisper:
+    """Make a model compute as the checkpoint of it does: integers, once they are saved and read back."""
+    if variant.backend == "mixed" and variant.activations == "dynamic":
+        integers.multiply(model)
+    return model
 
 
 @functools.cache

@@ -39,16 +39,16 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., rows) of (..., columns)."""
-        flat = x.reshape(-1, x.shape[-1]) * self.column
-        if len(flat) == 1 and self.single:
-            y = self.single(flat)
-        else:
-            reach = torch.maximum(flat.amax(1, keepdim=True), flat.amin(1, keepdim=True).neg_())
-            steps = torch.add(_TINY, reach, alpha=1 / 127)
-            # In place, as new memory for large tensors costs more time than the arithmetic.
-            y = self.products(flat.div_(steps).round_().to(torch.int8)).mul_(steps)
-            if self.bias is not None:
-                y.add_(self.bias)
+        x = x * self.column
+        if self.single and x.numel() == len(self.column):
+            return self.single(x)
+        flat = x.reshape(-1, x.shape[-1])
+        reach = torch.maximum(flat.amax(1, keepdim=True), flat.amin(1, keepdim=True).neg_())
+        steps = torch.add(_TINY, reach, alpha=1 / 127)
+        # In place, as new memory for large tensors costs more time than the arithmetic.
+        y = self.products(flat.div_(steps).round_().to(torch.int8)).mul_(steps)
+        if self.bias is not None:
+            y.add_(self.bias)
         return y.view(*x.shape[:-1], -1)
 
 

@@ -115,7 +115,7 @@ def _room(like: Tensor, rows: int, positions: int) -> Cache:
     return Cache(like.new_empty(shape), like.new_empty(shape))
 
 
-_MANY, _ROWS = 256, 500
+_MANY, _ROWS = 256, 750
 """Queries from which attention goes by blocks; queries in a block, whose scores stay in a core's cache."""
 
 
@@ -138,6 +138,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     plain = type(layer.weight) is nn.Parameter  # libraries put tensors of their own in its place
     return (linear if plain else functional.linear)(x, layer.weight, layer.bias)
+
+
+# In place where nobody asks for gradients: new memory for the positions of sound takes longer than the arithmetic.
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+def _add(x: Tensor, new: Tensor) -> Tensor:
+    return x + new if torch.is_grad_enabled() else new.add_(x)
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, precision: torch.dtype) -> Tensor:
@@ -201,15 +212,12 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.self_attn_layer_norm(x)
-        x = self.self_attn.attend(normed, *self.self_attn.keys_values(normed)).add_(x)
-        return self.feed_forward(x).add_(x)
+        x = _add(x, self.self_attn.attend(normed, *self.self_attn.keys_values(normed)))
+        return _add(x, self.feed_forward(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Return what the feed-forward network adds to `x`."""
-        inner = self.fc1(self.final_layer_norm(x))
-        # In place where it may: 12 MB of new memory cost more time than the function itself.
-        inner = functional.gelu(inner) if torch.is_grad_enabled() else torch.ops.aten.gelu_(inner)
-        return self.fc2(inner)  # type: ignore[no-any-return]
+        return self.fc2(_gelu(self.fc1(self.final_layer_norm(x))))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(EncoderLayer):
@@ -225,9 +233,9 @@ class DecoderLayer(EncoderLayer):
         normed = self.self_attn_layer_norm(x)
         causal = x.shape[1] > 1  # only the prompt has several positions, and it comes first
         keys, values = own.append(*self.self_attn.keys_values(normed))
-        x = self.self_attn.attend(normed, keys, values, causal).add_(x)
-        x = self.encoder_attn.attend(self.encoder_attn_layer_norm(x), audio.keys, audio.values).add_(x)
-        return self.feed_forward(x).add_(x)
+        x = _add(x, self.self_attn.attend(normed, keys, values, causal))
+        x = _add(x, self.encoder_attn.attend(self.encoder_attn_layer_norm(x), audio.keys, audio.values))
+        return _add(x, self.feed_forward(x))
 
 
 class Encoder(nn.Module):
@@ -244,8 +252,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = functional.gelu(self.conv1(features))
-        x = functional.gelu(self.conv2(x)).transpose(1, 2)
+        x = _gelu(self.conv2(_gelu(self.conv1(features)))).transpose(1, 2).contiguous()
         x = x + self.embed_positions.weight[: x.shape[1]]
         for layer in self.layers:
             x = layer(x)
