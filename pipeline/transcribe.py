@@ -126,21 +126,22 @@ def main(variant: str) -> None:
 def latency(transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
     """Transcribe utterances one at a time; return id, text and seconds of each, features included.
 
+    At least one, and none that would end after `seconds` if it took as long as the one before.
     Where it changes the number of threads, a warm-up utterance runs first: that may repack kernels.
     """
     import torch
     from tqdm import tqdm
 
     utterances = corpus.some(corpus.CORPUS, settings.utterances)
-    single = []
+    single: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
     try:
         if settings.threads != threads:
             torch.set_num_threads(settings.threads)
             transcriber.warm_up(utterances[-1])
-        end = time.perf_counter() + settings.seconds
+        end, spent = time.perf_counter() + settings.seconds, 0.0
         for utterance in tqdm(utterances, unit="utt", desc=f"{transcriber.variant}, one at a time", disable=None):
-            if time.perf_counter() > end:
+            if single and time.perf_counter() + spent > end:
                 break
             (line,), spent = transcriber.timed([utterance])
             single.append({"id": utterance.id, "text": line["pred_text"], "seconds": spent})

@@ -113,7 +113,7 @@ class Latency:
 
     utterances: Positive = 20
     seconds: Positive = 60
-    """No utterance is begun after so long: a variant that loops takes minutes for twenty."""
+    """None is begun that would end later, were it as slow as the one before: a variant that loops takes minutes."""
     threads: Positive = 2
     """Fixed, so that machines with more cores give figures that compare."""
 

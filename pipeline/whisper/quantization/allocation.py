@@ -6,7 +6,9 @@ more, and one number, the distortion that each weight may cause, meets the size.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from torch import Tensor
 
 from pipeline.core.errors import naming
@@ -41,7 +43,9 @@ def fill(originals: Mapping[str, Tensor], found: Mapping[str, Layer], room: floa
         }
 
     def guess(distortion: float) -> int:
-        return sum(rounding.rounded(originals[name], *grid).size() for name, grid in grids(distortion).items())
+        rounded = (rounding.rounded(originals[name], *grid) for name, grid in grids(distortion).items())
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # zlib lets others compute
+            return sum(pool.map(Packed.size, rounded))
 
     finest = guess(_FINEST) < _CLOSE * room  # 8 bits are the most that a code has
     distortion, aim = _FINEST if finest else 1e-9, _AIM * room
