@@ -60,7 +60,6 @@ ERRORS = {
     "torchao-int4": 0.04,
     "gptq-int5": 0.05,
     "gptq-int4": 0.035,
-    "mixed-54": 0.014,
     "mixed-50": 0.016,
     "mixed-50-dynamic": 0.02,
     "mixed-45": 0.02,
