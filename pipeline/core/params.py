@@ -112,7 +112,7 @@ class Latency:
     """How the time from an utterance to its text is measured, one utterance at a time."""
 
     utterances: Positive = 20
-    seconds: Positive = 60
+    seconds: Positive = 10
     """None is begun that would end later, were it as slow as the one before: a variant that loops takes minutes."""
     threads: Positive = 2
     """Fixed, so that machines with more cores give figures that compare."""
