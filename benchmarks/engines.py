@@ -27,10 +27,8 @@ from pipeline.speech import corpus
 from pipeline.speech.corpus import Utterance
 from pipeline.whisper.inference import decoding, mel
 
-VARIANTS = (
-    *(BASELINE, "mixed-50-dynamic", "torch-int8-dynamic", "torchao-int8"),
-    *("ct2-float32", "ct2-int8", "ggml-q8-0", "ggml-q5-1"),
-)
+OURS = (BASELINE, "mixed-50-dynamic", "torch-int8-dynamic", "torchao-int8")
+VARIANTS = (*OURS, "ct2-float32", "ct2-int8", "ggml-q8-0", "ggml-q5-1")
 
 Engine = Callable[[Sequence[Utterance]], list[str]]
 

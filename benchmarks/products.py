@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,9 @@ def main() -> None:
             if rows == VOCABULARY and positions > POSITIONS[1]:  # a head answers for tokens alone
                 continue
             x = torch.randn(positions, columns)
-            weight, bias = layer.weight.detach(), layer.bias.detach()
             kernels: dict[str, Callable[[Tensor], Tensor]] = {
-                "PyTorch": lambda x, weight=weight, bias=bias: functional.linear(x, weight, bias),  # type: ignore[misc]
-                "oneDNN": lambda x, weight=weight, bias=bias: network.linear(x, weight, bias),  # type: ignore[misc]
+                "PyTorch": partial(functional.linear, weight=layer.weight, bias=layer.bias),
+                "oneDNN": partial(network.linear, weight=layer.weight, bias=layer.bias),
                 "int8": codes,
             }
             spent: dict[str, list[float]] = {name: [] for name in kernels}
