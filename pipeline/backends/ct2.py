@@ -7,8 +7,9 @@ is float. It gets our features, as it has none of its own, and decodes greedily 
 import contextlib
 import dataclasses
 import json
-import logging
 import os
+import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def save(model: "backends.Whisper", variant: Variant, folder: Path) -> None:
         for file in folder.glob("*.json"):
             (plain / file.name).write_bytes(file.read_bytes())
         weights.save(model.state_dict(), plain)
-        with _stderr():  # Transformers' bars, and what torchao cannot load
+        with _silent():  # Transformers' bars, and what torchao cannot load
             from ctranslate2.converters import TransformersConverter
 
             TransformersConverter(str(plain)).convert(str(converted), quantization=_name(variant))
@@ -103,10 +104,6 @@ def load(folder: Path, device: str) -> "Engine":
     return Engine(folder)
 
 
-_SAID: dict[str, list[str]] = {}
-"""What CTranslate2 has said of its kernels."""
-
-
 class Engine:
     """A model of CTranslate2, as `pipeline.whisper.inference.decoding.Engine` describes it."""
 
@@ -118,16 +115,8 @@ class Engine:
         told = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))["variant"]
         self._type = _check(_name(Variant(**told)))
         self._threads = 0
-        os.environ["CT2_VERBOSE"] = "1"  # it tells in no other way what it computes with, and once in a process
-        with _stderr() as log:
-            import ctranslate2
-
-            self._model = self._loaded()
-        said = (line.rpartition("]")[2].partition(":") for line in log)
-        _SAID.update({key.strip(" -"): value.split() for key, _, value in said if value})
-        ctranslate2.set_log_level(logging.WARNING)
-        library = _SAID["GEMM_S8 backend" if "int8" in self._type else "SGEMM backend"][0]
-        self.kernels = f"{_SAID['Selected ISA'][0]} {library} {self._type}"
+        self._model = self._loaded()
+        self.kernels = _kernels(folder, self._type)
 
     def _loaded(self) -> Any:
         """Return the model with as many threads as PyTorch would take now: they are fixed when it is loaded."""
@@ -211,23 +200,35 @@ def _check(name: str) -> str:
     return computed
 
 
+def _kernels(folder: Path, computed: str) -> str:
+    """Return the instructions and the library that CTranslate2 takes for a type, and the type.
+
+    It says so in its log alone, once in a process, so that a process of its own is asked.
+    """
+    script = "import sys, ctranslate2; ctranslate2.models.Whisper(sys.argv[1], compute_type=sys.argv[2])"
+    command = [sys.executable, "-c", script, str(folder), computed]
+    log = subprocess.run(
+        command, env=os.environ | {"CT2_VERBOSE": "1"}, stderr=subprocess.PIPE, text=True, check=True
+    ).stderr
+    said = dict(re.findall(r"- (.+?): (\S+)", log))
+    library = said["GEMM_S8 backend" if "int8" in computed else "SGEMM backend"]
+    return f"{said['Selected ISA']} {library} {computed}"
+
+
 def _name(variant: Variant) -> str:
     return _TYPES[variant.format, variant.bits, variant.rest]
 
 
 @contextlib.contextmanager
-def _stderr() -> Iterator[list[str]]:
-    """Keep from the terminal what libraries write to it, in C++, too; the lines are in the list afterwards."""
-    lines: list[str] = []
+def _silent() -> Iterator[None]:
+    """Keep from the terminal what libraries write to stderr, in C++, too."""
     sys.stderr.flush()
     own = os.dup(2)
-    with tempfile.TemporaryFile() as taken:
-        os.dup2(taken.fileno(), 2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
         try:
-            yield lines
+            yield
         finally:
             sys.stderr.flush()
             os.dup2(own, 2)
             os.close(own)
-            taken.seek(0)
-            lines += taken.read().decode(errors="replace").splitlines()

@@ -115,8 +115,8 @@ def _room(like: Tensor, rows: int, positions: int) -> Cache:
     return Cache(like.new_empty(shape), like.new_empty(shape))
 
 
-_MANY, _ROWS = 256, 750
-"""Queries from which attention goes by blocks; queries in a block, whose scores stay in a core's cache."""
+_MANY, _SCORES = 256, 750 * 1500 * 4
+"""Queries from which attention goes by blocks; bytes of a block's scores, which stay in the cores' caches."""
 
 
 def _by_onednn(x: Tensor) -> bool:
@@ -154,19 +154,20 @@ def _add(x: Tensor, new: Tensor) -> Tensor:
 def _attention(query: Tensor, keys: Tensor, values: Tensor, precision: torch.dtype) -> Tensor:
     """Return what `functional.scaled_dot_product_attention` does, of (batch, heads, positions, width).
 
-    `precision` is that of the weights and values. In bfloat16 a processor that multiplies it takes half the time, and
-    values need not be transposed.
+    `precision` is that of the products. In bfloat16 a processor that multiplies it takes half the time, and values need
+    not be transposed.
     """
     mixed = torch.empty_like(query)
-    query, keys = query * query.shape[-1] ** -0.5, keys.contiguous()
+    query, keys = (query * query.shape[-1] ** -0.5).to(precision), keys.to(precision).contiguous()
     half = precision == torch.bfloat16
     values = values.to(precision) if half else values.transpose(2, 3).contiguous()
+    block = _SCORES // (keys.shape[2] * keys.itemsize)
     for batch, head in itertools.product(*map(range, query.shape[:2])):
-        for start in range(0, query.shape[2], _ROWS):
-            rows = batch, head, slice(start, start + _ROWS)
+        for start in range(0, query.shape[2], block):
+            rows = batch, head, slice(start, start + block)
             weights = linear(query[rows].contiguous(), keys[batch, head]).softmax(dim=-1)
             heard = values[batch, head]
-            mixed[rows] = weights.to(precision) @ heard if half else linear(weights, heard)
+            mixed[rows] = weights @ heard if half else linear(weights, heard)
     return mixed
 
 
