@@ -95,7 +95,7 @@ def _floats(codes: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _single(codes: Tensor, scale: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Return what multiplies one position (1, columns) by int8 codes: FBGEMM's kernel takes half of oneDNN's time.
+    """Return what multiplies one position (1, columns) by int8 codes: FBGEMM's kernel is the quicker one there.
 
     Its codes reach from the least to the largest value, as one position alone can have a zero point.
     """
