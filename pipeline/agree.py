@@ -1,4 +1,7 @@
-"""Force fp32's tokens through one variant's checkpoint: how far its distributions are from fp32's."""
+"""Hear the corpus with one variant's checkpoint: what it writes, and how far its distributions are from fp32's.
+
+fp32's tokens are forced through it, which tells both but for what it writes after a token that is not fp32's.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -11,42 +14,47 @@ from pipeline.core.errors import naming
 from pipeline.speech import corpus
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from tqdm import tqdm
 
-    from pipeline.whisper import agreement
-    from pipeline.whisper.inference.decoding import Engine
-    from pipeline.whisper.inference.mel import Samples
-    from pipeline.whisper.model.network import Whisper
+    from pipeline.whisper.agreement import Listener
 
 Row = dict[str, Any]
 
+HEARD = Path("data/heard")
+
 
 def main(variant: str) -> None:
-    """Write reports/agreement/<variant>.json, the same on every run."""
+    """Write data/heard/<variant>.jsonl and reports/agreement/<variant>.json, the same on every run."""
     from pipeline.core import params
 
     settings = params.read()
     settings.variant(variant)
+    how = settings.decoding
 
     from pipeline import backends
     from pipeline.whisper import agreement
+    from pipeline.whisper.inference import decoding
 
     folder, fp32, output = Path("models") / variant, Path("models") / params.BASELINE, file(variant)
     shards = {corpus.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
     references = {name: agreement.file(name) for name in shards}
-    decided = {"checkpoint": manifest.verify(folder), "fp32": manifest.verify(fp32)}
+    decided: Row = {"checkpoint": manifest.verify(folder), "fp32": manifest.verify(fp32)}
     for shard, path in shards.items():
         agreement.check(references[shard], decided["fp32"]["files"]["model.safetensors"], path)
-    name = decided["checkpoint"]["variant"]["backend"]
+    made = decided["checkpoint"]["variant"]
+    name = made["backend"]
     device = machine.device(settings.device, name, backends.get(name).DEVICES)
+    dequantized = settings.kernels == "dequantized" and backends.quantizes_weights_alone(name, made["activations"])
+    decided |= {"decoding": vars(how), "dequantized": dequantized}
     kept = pieces.Pieces(output, pieces.key("agree", name, device, [*shards.values(), *references.values()], **decided))
-    model, head = backends.load(name, folder, device), agreement.head(fp32, device)
-    # A scale of dynamic activations may span a call: of a token, as decoding makes it, or of a whole text.
-    stepwise = decided["checkpoint"]["variant"]["activations"] == "dynamic"
+    model = (backends.dequantized if dequantized else backends.load)(name, folder, device)
+    vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
+    limit = decoding.most(model, vocabulary, how.max_new_tokens)
+    stepwise = made["activations"] == "dynamic"
+    listener = agreement.Listener(model, agreement.head(fp32, device), vocabulary, limit, stepwise)
 
     def make(shard: str, progress: "tqdm[Any]") -> Row:
-        return agree(variant, model, head, shards[shard], references[shard], stepwise, progress)
+        return agree(variant, listener, shards[shard], references[shard], progress)
 
     done = kept.each(variant, {shard: corpus.count(path) for shard, path in shards.items()}, make)
     rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
@@ -54,8 +62,11 @@ def main(variant: str) -> None:
         split: summary(list(of), [kl for piece in done if piece["split"] == split for kl in piece["kl"]])
         for split, of in itertools.groupby(rows, key=lambda row: row["split"])
     }
-    found = {"variant": variant, "splits": splits, "utterances": [rounded(row) for row in rows]}
-    files.write_json(output, found)
+    heard = [{key: row[key] for key in ("split", "id", "windows", "language")} for row in rows]
+    files.write_json_lines(HEARD / f"{variant}.jsonl", heard)
+    found = {"variant": variant, "dequantized": dequantized, "splits": splits}
+    sums = [{key: row[key] for key in row if key not in ("windows", "language")} for row in rows]
+    files.write_json(output, found | {"utterances": [rounded(row) for row in sums]})
     kept.finish()
     for split, rates in splits.items():
         flips = f"{rates['flips']:.2f} % of {rates['tokens']:,} tokens flip"
@@ -67,30 +78,14 @@ def file(variant: str) -> Path:
     return Path(f"reports/agreement/{variant}.json")
 
 
-def agree(
-    variant: str,
-    model: "Whisper | Engine",
-    head: "Tensor",
-    shard: Path,
-    reference: Path,
-    stepwise: bool,
-    progress: "tqdm[Any]",
-) -> Row:
-    """Return the split of a shard, the sums of each of its utterances, and the KL divergence of each token.
+def agree(variant: str, listener: "Listener", shard: Path, reference: Path, progress: "tqdm[Any]") -> Row:
+    """Return the split of a shard, of each utterance sums and what was heard, and the KL divergence of each token.
 
     Raises UserError where the model's logits are not numbers.
     """
-    import torch
-
     from pipeline.whisper import agreement
-    from pipeline.whisper.inference import decoding
-    from pipeline.whisper.model.network import Whisper
 
-    def compare(sound: "Samples", window: "agreement.Window") -> "Tensor":
-        if isinstance(model, Whisper):
-            return agreement.compare(model, decoding.features(model, [sound]), window, head, barred, stepwise)
-        return agreement.compare_engine(model, sound, window, head, barred)
-
+    head = listener.head
     device = str(head.device)
     barred = agreement.barred(reference, len(head), device)
     windows = itertools.groupby(agreement.read(reference, head.shape[1], device), key=attrgetter("id"))
@@ -98,12 +93,10 @@ def agree(
     kls: list[float] = []
     for utterance, (_, said) in zip(corpus.read_shard(shard), windows, strict=True):
         with naming(variant):
-            each = torch.cat(
-                [compare(sound, window) for sound, window in zip(decoding.sounds(model, utterance), said, strict=True)]
-            )
+            each, heard = listener.hear(utterance, said, barred)
         kl, flips, log_likelihood = each.sum(dim=0).tolist()
         row = {"id": utterance.id, "split": utterance.split, "speaker": utterance.speaker, "tokens": len(each)}
-        rows.append(row | {"kl": kl, "flips": int(flips), "log_likelihood": log_likelihood})
+        rows.append(row | {"kl": kl, "flips": int(flips), "log_likelihood": log_likelihood, **vars(heard)})
         kls += each[:, 0].tolist()
         progress.update()
     return {"split": rows[0]["split"], "rows": rows, "kl": kls}

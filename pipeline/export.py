@@ -7,7 +7,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import backends
 from pipeline.backends import ct2, ggml
@@ -17,9 +17,6 @@ from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
 from pipeline.results import card, tables
 from pipeline.results.tables import Row
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _TOKENS = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 """Files of a checkpoint that say how sound becomes features, and tokens text."""
@@ -114,7 +111,7 @@ def hf(source: Path, backend: str, folder: Path) -> None:
 
     from pipeline.whisper.model import weights
 
-    tensors = dequantized(source, backend)
+    tensors = backends.dequantized(backend, source, "cpu").state_dict()
     half = all(tensor.half().float().equal(tensor) for tensor in tensors.values())
     tied = torch.equal(tensors[weights.HEAD], tensors[weights.EMBEDDING])
     if tied:
@@ -127,27 +124,6 @@ def hf(source: Path, backend: str, folder: Path) -> None:
     config |= {"dtype": "float16" if half else "float32", "tie_word_embeddings": tied}
     files.write_json(folder / "config.json", config)
     _copy(source, folder, *_TOKENS)
-
-
-def dequantized(source: Path, backend: str) -> "dict[str, Tensor]":
-    """Return a checkpoint's tensors under Hugging Face's names, in float32: quantized ones as what they stand for."""
-    import torch
-
-    from pipeline.whisper.model import weights
-
-    library = backends.get(backend)
-    model = library.load(source, "cpu")
-    tensors = {}
-    for name in weights.skeleton(source).state_dict():
-        place, _, leaf = name.rpartition(".")
-        module = model.get_submodule(place)
-        value = getattr(module, leaf, None)
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            assert isinstance(library, backends.Dequantizing)
-            value = library.dequantize(module)
-        assert isinstance(value, torch.Tensor)
-        tensors[name] = value.detach().float()
-    return tensors
 
 
 def gguf(source: Path, folder: Path) -> None:

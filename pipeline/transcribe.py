@@ -1,23 +1,26 @@
-"""Transcribe the corpus with one variant's checkpoint, loaded from disk."""
+"""Write down what one variant's checkpoint heard, and time it, loaded from disk, on some of the corpus."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core import files, machine, manifest, pieces, stage
-from pipeline.core.errors import naming
+from pipeline.agree import HEARD
+from pipeline.core import files, machine, manifest, stage
+from pipeline.core.errors import UserError, naming
 from pipeline.speech import corpus
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from pipeline.core import params
     from pipeline.whisper.inference.decoding import Engine, Vocabulary
     from pipeline.whisper.model.network import Whisper
 
 PERCENTILES = (50, 90, 95)
+
+Texts = dict[tuple[str, str], str]
+"""The transcript's, by split and id."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +70,24 @@ def main(variant: str) -> None:
     from pipeline import backends
     from pipeline.whisper.inference import decoding
 
-    folder, output = Path("models") / variant, Path(f"reports/transcripts/{variant}.jsonl")
+    folder = Path("models") / variant
     checkpoint = manifest.verify(folder)
     name = checkpoint["variant"]["backend"]
     device = machine.device(settings.device, name, backends.get(name).DEVICES)
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
-    shards = {corpus.name(shard): shard for shard in corpus.shards(corpus.CORPUS)}
-    decided = {"checkpoint": checkpoint, "decoding": vars(how), "latency": vars(settings.latency)}
-    kept = pieces.Pieces(output, pieces.key("transcribe", name, device, shards.values(), **decided))
+    rows = lines(HEARD / f"{variant}.jsonl", vocabulary)
+    texts = {(str(row["split"]), str(row["id"])): str(row["pred_text"]) for row in rows}
     torch.manual_seed(how.seed)
     started = time.perf_counter()
     model = backends.load(name, folder, device)
     loaded = time.perf_counter() - started
     transcriber = Transcriber(variant, model, vocabulary, how, device)
-
     transcriber.warm_up(*corpus.some(corpus.CORPUS, 1))
-    alone: dict[str, Any] = kept.once(
-        "alone",
-        lambda: {
-            "load_s": round(loaded, 3),
-            "latency": latency(transcriber, settings.latency),
-            "memory": machine.peak_memory(device),  # before batches need more
-        },
-    )
-    sizes = {shard: corpus.count(path) for shard, path in shards.items()}
-    done = kept.each(variant, sizes, lambda shard, progress: transcribe(shards[shard], transcriber, progress))
-
-    rows = sorted((row for piece in done for row in piece["rows"]), key=lambda row: (row["split"], row["id"]))
-    audio, spent = (sum(piece[key] for piece in done) for key in ("audio_s", "transcribe_s"))
-    files.write_json_lines(output, rows)
+    alone = latency(transcriber, settings.latency, texts)
+    before = machine.peak_memory(device)  # batches need more
+    together = throughput(transcriber, settings.latency.utterances, texts)
+    after = {f"pass_{key}": value for key, value in machine.peak_memory(device).items()}
+    files.write_json_lines(Path(f"reports/transcripts/{variant}.jsonl"), rows)
     files.write_json(
         Path(f"reports/timings/{variant}.json"),
         {
@@ -103,37 +95,60 @@ def main(variant: str) -> None:
             "batch_size": how.batch_size,
             "split_utterances": corpus.split_utterances(corpus.CORPUS),
             "conversions": corpus.conversions(corpus.CORPUS),
-            "audio_s": round(audio, 3),
-            "load_s": alone["load_s"],
-            "transcribe_s": round(spent, 3),
-            "rtfx": round(audio / spent, 2),
-            "latency": summary(alone["latency"], {str(row["id"]): str(row["pred_text"]) for row in rows})
-            | {"threads": settings.latency.threads},
-            **alone["memory"],
-            **{
-                f"pass_{key}": None if value is None else max(piece["memory"][key] for piece in done)
-                for key, value in alone["memory"].items()
-            },
+            "load_s": round(loaded, 3),
+            "latency": alone,
+            **together,
+            **before,
+            **after,
             "kernels": getattr(model, "kernels", torch.backends.cpu.get_cpu_capability() if device == "cpu" else None),
             **machine.describe(device),
             "checkpoint": {key: checkpoint[key] for key in ("variant", "calibration", "bytes", "bits_per_weight")},
         },
     )
-    kept.finish()
-    print(f"{variant}: {len(rows):,} utterances, RTFx {audio / spent:.1f} on {device}")
+    speed = f"{alone['p50_ms']:.0f} ms one at a time, RTFx {together['rtfx']:.1f} in batches"
+    print(f"{variant}: {len(rows):,} utterances; {speed} on {device}")
 
 
-def latency(transcriber: Transcriber, settings: "params.Latency") -> list[dict[str, Any]]:
-    """Transcribe utterances one at a time; return id, text and seconds of each, features included.
+def lines(path: Path, vocabulary: "Vocabulary") -> list[dict[str, str | float]]:
+    """Return the transcript of what `agree` has heard, sorted by split and id; raise UserError where it is none."""
+    from pipeline.whisper.inference import decoding
 
-    At least one, and none that would end after `seconds` if it took as long as the one before.
-    Where it changes the number of threads, a warm-up utterance runs first: that may repack kernels.
+    again = f"run 'python -m pipeline.agree {path.stem}'"
+    try:
+        heard = {
+            (row["split"], row["id"]): row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        }
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; {again} first") from None
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"{path} is not what 'agree' writes; {again} again") from None
+    rows = []
+    for utterance in corpus.read(corpus.CORPUS):
+        found = heard.pop((utterance.split, utterance.id), None)
+        if found is None:
+            raise UserError(f"{path} lacks utterance {utterance.id!r} of split {utterance.split!r}; {again} again")
+        line = decoding.Heard(found["windows"], found["language"]).line(vocabulary)
+        rows.append({**utterance.identity(), "text": utterance.text, **line})
+    if heard:
+        split, name = next(iter(heard))
+        raise UserError(f"{path} has utterance {name!r} of split {split!r}, which is not in the corpus; {again} again")
+    return sorted(rows, key=lambda row: (row["split"], row["id"]))
+
+
+def latency(transcriber: Transcriber, settings: "params.Latency", texts: Texts) -> dict[str, Any]:
+    """Transcribe utterances one at a time; return percentiles of the time in ms, features included.
+
+    And of how many utterances, how many of them have another text than in `texts`, and with how many threads. At least
+    one, and none that would end after `seconds` if it took as long as the one before. Where it changes the number of
+    threads, a warm-up utterance runs first: that may repack kernels.
     """
+    import numpy as np
     import torch
     from tqdm import tqdm
 
     utterances = corpus.some(corpus.CORPUS, settings.utterances)
-    single: list[dict[str, Any]] = []
+    seconds: list[float] = []
+    others = 0
     threads = torch.get_num_threads()
     try:
         if settings.threads != threads:
@@ -141,44 +156,44 @@ def latency(transcriber: Transcriber, settings: "params.Latency") -> list[dict[s
             transcriber.warm_up(utterances[-1])
         end, spent = time.perf_counter() + settings.seconds, 0.0
         for utterance in tqdm(utterances, unit="utt", desc=f"{transcriber.variant}, one at a time", disable=None):
-            if single and time.perf_counter() + spent > end:
+            if seconds and time.perf_counter() + spent > end:
                 break
             (line,), spent = transcriber.timed([utterance])
-            single.append({"id": utterance.id, "text": line["pred_text"], "seconds": spent})
+            seconds.append(spent)
+            others += line["pred_text"] != texts[utterance.split, utterance.id]
     finally:
         torch.set_num_threads(threads)
-    return single
+    percentiles = {f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 1) for p in PERCENTILES}
+    return percentiles | {"utterances": len(seconds), "other_texts": others, "threads": settings.threads}
 
 
-def summary(single: Sequence[dict[str, Any]], texts: dict[str, str]) -> dict[str, Any]:
-    """Return the percentiles in ms, of how many utterances, and how many of them have another text in a batch."""
-    import numpy as np
+def throughput(transcriber: Transcriber, number: int, texts: Texts) -> dict[str, Any]:
+    """Transcribe so many utterances in batches; return seconds of audio and of work, and their ratio.
 
-    seconds = [one["seconds"] for one in single]
-    return {
-        **{f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 1) for p in PERCENTILES},
-        "utterances": len(single),
-        "other_texts": sum(one["text"] != texts[one["id"]] for one in single),
-    }
+    And of how many utterances, and how many of them have another text than in `texts`.
+    """
+    from tqdm import tqdm
 
-
-def transcribe(shard: Path, transcriber: Transcriber, progress: "tqdm[Any]") -> dict[str, Any]:
-    """Return a shard's transcript lines, seconds of audio and of work, and the process's peak memory so far."""
     from pipeline.whisper.inference import decoding
 
-    rows: list[dict[str, str | float]] = []
+    utterances = corpus.some(corpus.CORPUS, number)
     audio = spent = 0.0
-    for batch in decoding.batches(corpus.read_shard(shard), transcriber.settings.batch_size):
-        lines, seconds = transcriber.timed(batch)
-        spent += seconds
-        audio += sum(utterance.duration for utterance in batch)
-        rows += [
-            {**utterance.identity(), "text": utterance.text, **line}
-            for utterance, line in zip(batch, lines, strict=True)
-        ]
-        progress.update(len(batch))
-        progress.set_postfix_str(f"RTFx {audio / spent:.1f}")
-    return {"rows": rows, "audio_s": audio, "transcribe_s": spent, "memory": machine.peak_memory(transcriber.device)}
+    others = 0
+    with tqdm(total=len(utterances), unit="utt", desc=f"{transcriber.variant}, in batches", disable=None) as progress:
+        for batch in decoding.batches(utterances, transcriber.settings.batch_size):
+            lines, seconds = transcriber.timed(batch)
+            spent += seconds
+            audio += sum(utterance.duration for utterance in batch)
+            for utterance, line in zip(batch, lines, strict=True):
+                others += line["pred_text"] != texts[utterance.split, utterance.id]
+            progress.update(len(batch))
+    return {
+        "audio_s": round(audio, 3),
+        "transcribe_s": round(spent, 3),
+        "rtfx": round(audio / spent, 2),
+        "pass_utterances": len(utterances),
+        "pass_other_texts": others,
+    }
 
 
 if __name__ == "__main__":

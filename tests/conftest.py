@@ -21,7 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import fetch, prepare, quantize
+from pipeline import agree, fetch, prepare, quantize, reference
 from pipeline.core import http as source_http
 from pipeline.core import package, params
 from pipeline.core.errors import UserError
@@ -349,6 +349,17 @@ def quantized(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     with contextlib.chdir(folder):
         for name in ("fp32", "hqq-int4"):
             quantize.main(name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def heard(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return such a folder in which both have heard the corpus: to be copied, too."""
+    folder = shutil.copytree(quantized, tmp_path_factory.mktemp("heard") / "project")
+    with contextlib.chdir(folder):
+        reference.main()
+        for name in ("fp32", "hqq-int4"):
+            agree.main(name)
     return folder
 
 

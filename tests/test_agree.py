@@ -1,37 +1,34 @@
-import contextlib
+import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from pipeline import agree, calibrate, quantize, reference
+from pipeline import agree, backends, calibrate, quantize, reference
 from pipeline.core import pieces
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.whisper import agreement
+from pipeline.whisper.inference import decoding
 from tests import toy
 from tests.conftest import ROOT, Project, noise
 
 
-@pytest.fixture(scope="module")
-def referenced(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a project that has been quantized as fp32 and hqq-int4, with fp32's reference."""
-    folder = shutil.copytree(quantized, tmp_path_factory.mktemp("referenced") / "project")
-    with contextlib.chdir(folder):
-        reference.main()
-    return folder
-
-
 @pytest.fixture
-def project(tmp_project: Project, referenced: Path) -> Project:
-    shutil.copytree(referenced, tmp_project.root, dirs_exist_ok=True)
+def project(tmp_project: Project, heard: Path) -> Project:
+    """Work in a project where fp32 and hqq-int4 can hear the corpus."""
+    shutil.copytree(heard, tmp_project.root, dirs_exist_ok=True)
+    for made in ("data/heard", "reports"):
+        shutil.rmtree(made)
     return tmp_project
 
 
@@ -66,7 +63,7 @@ def test_sums_of_utterances_are_sorted_and_give_the_splits() -> None:
     agree.main("hqq-int4")
     agreed = found("hqq-int4")
     rows = agreed["utterances"]
-    assert list(agreed) == ["variant", "splits", "utterances"]
+    assert list(agreed) == ["variant", "dequantized", "splits", "utterances"]
     assert list(rows[0]) == ["id", "split", "speaker", "tokens", "kl", "flips", "log_likelihood"]
     assert [(row["split"], row["id"]) for row in rows] == [
         *[("test-a", "a-1")],
@@ -132,31 +129,174 @@ def test_a_model_that_gives_no_numbers_is_one_sentence(project: Project) -> None
     assert not list((project.root / "reports").glob("*/[!.]*"))
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("project")
+def test_what_is_heard_is_what_decoding_from_scratch_writes() -> None:
+    model = backends.load("hqq", Path("models/hqq-int4"), "cpu")
+    vocabulary = decoding.Vocabulary.read(Path("models/hqq-int4"), "en", "transcribe")
     agree.main("hqq-int4")
-    whole = Path("reports/agreement/hqq-int4.json").read_bytes()
+    agree.main("fp32")
+    fp32, heard = (
+        {row["id"]: row["windows"] for row in map(json.loads, outputs(name)[0].decode().splitlines())}
+        for name in ("fp32", "hqq-int4")
+    )
+    assert heard == {
+        each.id: decoding.transcribe(model, [each], vocabulary, 6, 1)[0].windows for each in corpus.read(corpus.CORPUS)
+    }
+    assert heard != fp32
+
+
+def test_dequantized_weights_say_what_the_library_computes(project: Project) -> None:
+    rates = {}
+    for kernels in ("library", "dequantized"):
+        project.set(kernels=kernels)
+        agree.main("hqq-int4")
+        assert found("hqq-int4")["dequantized"] == (kernels == "dequantized")
+        rates[kernels] = found("hqq-int4")["splits"]["test-b"]["kl"]
+    assert rates["dequantized"] == pytest.approx(rates["library"], rel=1e-2)
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
+    """Let hearing end the run at call number `calls`; return a list that fills with the ids that it was asked for."""
     asked: list[str] = []
-    compare = agreement.compare
+    hear = agreement.Listener.hear
 
-    def some(*arguments: Any) -> torch.Tensor:
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        asked.append(arguments[2].id)
-        return compare(*arguments)
+    def some(self: agreement.Listener, utterance: corpus.Utterance, *rest: Any) -> Any:
+        if calls and len(asked) >= calls:
+            raise StoppedError
+        asked.append(utterance.id)
+        return hear(self, utterance, *rest)
 
+    monkeypatch.setattr(agreement.Listener, "hear", some)
+    return asked
+
+
+def outputs(name: str = "fp32") -> list[bytes]:
+    return [Path(f"data/heard/{name}.jsonl").read_bytes(), Path(f"reports/agreement/{name}.json").read_bytes()]
+
+
+@pytest.fixture
+def stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Return the project after a run that ended in its last shard: a-1 and b-1 to b-3 of the first two were ready."""
     with monkeypatch.context() as patch:
-        patch.setattr(agreement, "compare", some)
-        with pytest.raises(KeyboardInterrupt):
-            agree.main("hqq-int4")
-    Path("reports/agreement/hqq-int4.json").unlink()
+        asked = interrupt(patch, 4)
+        with pytest.raises(StoppedError):
+            agree.main("fp32")
+        assert sorted(asked) == ["a-1", "b-1", "b-2", "b-3"]
+    return project
+
+
+@pytest.mark.usefixtures("stopped")
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [path.name for path in Path("reports/agreement").iterdir()] == [".fp32.json.pieces"]
+    asked = interrupt(monkeypatch, 0)
+    agree.main("fp32")
+    assert asked == ["b-0"]  # the last shard
+    assert capsys.readouterr().out.startswith("fp32: kept 4 utterances of an interrupted run\n")
+    resumed = outputs()
+    agree.main("fp32")
+    assert outputs() == resumed
+    assert len(asked) == 1 + 5
+
+
+def test_pieces_stay_until_dvc_has_recorded_the_output(stopped: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC may fail to, or be killed; it removes the output before it runs the stage again."""
+    agree.main("fp32")
+    whole = outputs()
+    for path in ("data/heard/fp32.jsonl", "reports/agreement/fp32.json"):
+        Path(path).unlink()
+    asked = interrupt(monkeypatch, 0)
+    agree.main("fp32")
+    assert asked == []
+    assert outputs() == whole
+    pieces.remove_finished(stopped.root)
+    assert [path.name for path in Path("reports/agreement").iterdir()] == ["fp32.json"]
+
+
+def _other_settings(project: Project, _: pytest.MonkeyPatch) -> None:
+    project.set(decoding__max_new_tokens=5)
+
+
+def _other_batches(project: Project, _: pytest.MonkeyPatch) -> None:
+    project.set(decoding__batch_size=3)
+
+
+def _other_model(project: Project, _: pytest.MonkeyPatch) -> None:
+    weights = project.root / "models/baseline/model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.decoder.layer_norm.bias"] += 0.5
+    save_file(tensors, weights, {"format": "pt"})
+    quantize.main("fp32")
+    reference.main()
+
+
+def _other_corpus(project: Project, _: pytest.MonkeyPatch) -> None:
+    toy.speech(project.root / "data/corpus/test-b/00000.parquet", "test-b", {"b-3": 1.5, "b-2": 0.5, "b-1": 1.0})
+    reference.main()
+
+
+def _other_library(_: Project, patch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+    patch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "torch" else version(name))
+
+
+def _other_code(project: Project, patch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "pipeline", project.root / "pipeline")
+    shutil.copy(ROOT / "dvc.yaml", project.root)
+    with (project.root / "pipeline/backends/none.py").open("a") as file:
+        file.write("# A remark\n")
+    patch.setattr(pieces, "_ROOT", project.root)
+
+
+def _other_threads(_: Project, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch, "get_num_threads", lambda: 64)
+    patch.setattr(torch, "set_num_threads", lambda _: None)  # else 64 stay set for the tests that follow
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_other_settings, _other_batches, _other_model, _other_corpus, _other_library, _other_code, _other_threads],
+    ids=lambda change: change.__name__.removeprefix("_other_"),
+)
+def test_after_a_change_an_interrupted_run_starts_afresh(
+    change: Callable[[Project, pytest.MonkeyPatch], None],
+    stopped: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change(stopped, monkeypatch)
     capsys.readouterr()
+    asked = interrupt(monkeypatch, 0)
+    agree.main("fp32")
+    assert len(asked) == 5
+    assert "kept" not in capsys.readouterr().out
+    mixed = outputs()
+    agree.main("fp32")
+    assert outputs() == mixed
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_piece_that_was_cut_short_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    piece = Path("reports/agreement/.fp32.json.pieces/piece-test-a-00000.json")
+    piece.write_bytes(piece.read_bytes()[:-10])
+    asked = interrupt(monkeypatch, 0)
+    agree.main("fp32")
+    assert asked == ["a-1", "b-0"]
+
+
+@pytest.mark.usefixtures("stopped")
+def test_variants_keep_pieces_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = interrupt(monkeypatch, 0)
     agree.main("hqq-int4")
-    assert capsys.readouterr().out.startswith("hqq-int4: kept 4 utterances")
-    assert Path("reports/agreement/hqq-int4.json").read_bytes() == whole
-    pieces.remove_finished(project.root)
-    assert [path.name for path in Path("reports/agreement").iterdir()] == ["hqq-int4.json"]
+    assert len(asked) == 5
+    asked.clear()
+    agree.main("fp32")
+    assert asked == ["b-0"]
 
 
 def test_without_a_reference(project: Project) -> None:

@@ -33,3 +33,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(unit: str) -> None:
     """A quick look, at one corpus; `python -m benchmarks.coverage` takes the time to tell 93 from 95 %."""
     held = np.mean([coverage.trial(SMALL, 2.0, unit, seed) for seed in range(300)], axis=0)
     assert 0.91 <= held[0] <= 0.99
+    assert 0.91 <= held[1] <= 0.99
+
+
+@pytest.mark.parametrize(("difference", "wrong"), [(0.0, ["worse", "better"]), (1.0, ["<1.0"])])
+def test_verdicts_err_as_rarely_as_they_say(difference: float, wrong: list[str]) -> None:
+    found = np.mean([coverage.trial(SMALL, difference, "speaker", seed) for seed in range(300)], axis=0)
+    assert sum(found[coverage.COLUMNS.index(name)] for name in wrong) <= 0.09

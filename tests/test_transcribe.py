@@ -1,4 +1,3 @@
-import importlib.metadata
 import json
 import os
 import re
@@ -6,17 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from pipeline import calibrate, quantize, transcribe, transcribe_protocols
-from pipeline.core import pieces
+from pipeline import agree, calibrate, quantize, reference, transcribe, transcribe_protocols
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.whisper.inference import decoding
@@ -26,9 +22,9 @@ from tests.conftest import ROOT, Project
 
 
 @pytest.fixture
-def project(tmp_project: Project, quantized: Path) -> Project:
-    """Work in a project that has been quantized as fp32 and hqq-int4."""
-    shutil.copytree(quantized, tmp_project.root, dirs_exist_ok=True)
+def project(tmp_project: Project, heard: Path) -> Project:
+    """Work in a project where fp32 and hqq-int4 have heard the corpus."""
+    shutil.copytree(heard, tmp_project.root, dirs_exist_ok=True)
     return tmp_project
 
 
@@ -40,7 +36,7 @@ def refusal(variant: str) -> str:
 
 def test_transcripts_are_sorted_and_the_same_every_time(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     transcribe.main("fp32")
-    assert capsys.readouterr().out.startswith("fp32: 5 utterances, RTFx ")
+    assert capsys.readouterr().out.startswith("fp32: 5 utterances; ")
     file = project.root / "reports/transcripts/fp32.jsonl"
     first = file.read_bytes()
     transcribe.main("fp32")
@@ -69,8 +65,8 @@ def test_timings_tell_how_they_came_about(project: Project) -> None:
     timings = json.loads((project.root / "reports/timings/hqq-int4.json").read_text())
     manifest = json.loads((project.root / "models/hqq-int4/checkpoint.json").read_text())
     assert list(timings) == [
-        *("device", "batch_size", "split_utterances", "conversions", "audio_s"),
-        *("load_s", "transcribe_s", "rtfx", "latency"),
+        *("device", "batch_size", "split_utterances", "conversions", "load_s", "latency"),
+        *("audio_s", "transcribe_s", "rtfx", "pass_utterances", "pass_other_texts"),
         *("peak_rss_mb", "peak_gpu_mb", "pass_peak_rss_mb", "pass_peak_gpu_mb"),
         *("kernels", "threads", "jobs", "machine", "instructions", "versions", "checkpoint"),
     ]
@@ -112,7 +108,7 @@ def test_latency_is_of_single_utterances_in_fixed_threads(project: Project, monk
     project.set(latency={"utterances": 3, "seconds": 60, "threads": before + 1})
     transcribe.main("fp32")
     assert seen[:5] == [(0, before), (0, before + 1)] + [(1, before + 1)] * 3  # two to warm up
-    assert seen[5:] == [(1, before), (2, before), (1, before), (1, before)]  # shard by shard
+    assert seen[5:] == [(2, before), (1, before)]  # in batches
     timings = json.loads((project.root / "reports/timings/fp32.json").read_text())
     assert timings["latency"]["utterances"] == 3
 
@@ -142,7 +138,7 @@ def test_a_model_that_gives_no_numbers_is_one_sentence(project: Project) -> None
         "the weights are broken, or every token is suppressed",
         refusal("fp32"),
     )
-    assert not list((project.root / "reports").glob("*/[!.]*"))
+    assert not (project.root / "reports/transcripts").exists()
 
 
 @pytest.mark.slow
@@ -154,8 +150,9 @@ def test_memory_does_not_follow_the_recording(project: Project) -> None:
         shutil.rmtree(project.root / "data/corpus")
         sound = np.random.default_rng(0).integers(-30, 30, minutes * 60 * 16000).astype(np.int16)
         toy.write_shard(project.root / "data/corpus/long/00000.parquet", "long", {"lecture": sound})
-        command = [sys.executable, "-m", "pipeline.transcribe", "fp32"]
-        subprocess.run(command, cwd=project.root, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+        for stage in (["reference"], ["agree", "fp32"], ["transcribe", "fp32"]):
+            command = [sys.executable, "-m", f"pipeline.{stage[0]}", *stage[1:]]
+            subprocess.run(command, cwd=project.root, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
         peaks.append(json.loads(Path("reports/timings/fp32.json").read_text())["pass_peak_rss_mb"])
     assert peaks[1] <= 1.4 * peaks[0], peaks  # all at once would be 2.3 times as much
 
@@ -166,6 +163,8 @@ def test_detected_languages_stand_in_the_transcript(tmp_project: Project, tmp_pa
     tmp_project.set(decoding__language="auto", scoring__normalizer="basic")
     calibrate.main()
     quantize.main("fp32")
+    reference.main()
+    agree.main("fp32")
     transcribe.main("fp32")
     lines = [json.loads(line) for line in Path("reports/transcripts/fp32.jsonl").read_text().splitlines()]
     assert list(lines[0]) == ["id", "split", "speaker", "duration", "text", "language", "pred_text"]
@@ -177,191 +176,15 @@ def test_detected_languages_stand_in_the_transcript(tmp_project: Project, tmp_pa
     }
 
 
-class StoppedError(Exception):
-    """Stands for whatever ends a run."""
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
-    """Let decoding end the run at call number `calls`; return a list that fills with the ids that it was asked for."""
-    asked: list[str] = []
-    hear = decoding.transcribe
-
-    def some(model: network.Whisper, batch: list[corpus.Utterance], *rest: Any) -> list[decoding.Heard]:
-        if calls and len(asked) >= calls:
-            raise StoppedError
-        asked.extend(utterance.id for utterance in batch)
-        return hear(model, batch, *rest)
-
-    monkeypatch.setattr(decoding, "transcribe", some)
-    return asked
-
-
-def outputs(project: Project, name: str = "fp32") -> dict[str, Any]:
-    """Return what a finished run leaves in reports/, aside from its pieces."""
-    folder = project.root / "reports"
-    assert sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/[!.]*")) == [
-        f"timings/{name}.json",
-        f"transcripts/{name}.jsonl",
-    ]
-    return {
-        "transcripts": (folder / f"transcripts/{name}.jsonl").read_bytes(),
-        "timings": json.loads((folder / f"timings/{name}.json").read_text()),
-    }
-
-
-ALONE = 5
-"""Utterances that are transcribed one at a time, after those that warm up."""
-
-
-@pytest.fixture
-def stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Return the project after a run that ended in its last shard: a-1 and b-1 to b-3 of the first two were ready."""
-    with monkeypatch.context() as patch:
-        shards = (project.root / "data/corpus").rglob("*.parquet")
-        assert sorted(shard.parent.name + shard.stem for shard in shards) == [
-            *("test-a00000", "test-b00000", "test-b00001"),
-        ]
-        asked = interrupt(patch, ALONE + 4)
-        with pytest.raises(StoppedError):
-            transcribe.main("fp32")
-        assert sorted(asked[ALONE:]) == ["a-1", "b-1", "b-2", "b-3"]
-    return project
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    stopped: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert list((stopped.root / "reports/transcripts").glob("*")) == [
-        stopped.root / "reports/transcripts/.fp32.jsonl.pieces"
-    ]
-    asked = interrupt(monkeypatch, 0)
+def test_texts_that_differ_from_the_transcript_are_counted(project: Project) -> None:
+    """As kernels round otherwise in a batch, or than the dequantized weights."""
+    file = project.root / "data/heard/fp32.jsonl"
+    other, *others = map(json.loads, file.read_text().splitlines())
+    other["windows"] = [[1, 2, 3]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [other, *others]))
     transcribe.main("fp32")
-    assert asked == ["b-0"]  # the last shard
-    assert capsys.readouterr().out.startswith("fp32: kept 4 utterances of an interrupted run\n")
-    resumed = outputs(stopped)
-    transcribe.main("fp32")
-    whole = outputs(stopped)
-    assert resumed["transcripts"] == whole["transcripts"]
-    assert resumed["timings"]["audio_s"] == whole["timings"]["audio_s"] == 5.25
-    assert resumed["timings"]["latency"]["utterances"] == 5
-    assert len(asked) == 1 + ALONE + 5
-
-
-def test_pieces_stay_until_dvc_has_recorded_the_output(stopped: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC may fail to, or be killed; it removes the output before it runs the stage again."""
-    transcribe.main("fp32")
-    whole = outputs(stopped)
-    for path in ("transcripts/fp32.jsonl", "timings/fp32.json"):
-        (stopped.root / "reports" / path).unlink()
-    asked = interrupt(monkeypatch, 0)
-    transcribe.main("fp32")
-    assert asked == []
-    assert outputs(stopped) == whole
-    pieces.remove_finished(stopped.root)
-    assert [path.name for path in (stopped.root / "reports/transcripts").iterdir()] == ["fp32.jsonl"]
-
-
-def _other_settings(project: Project, _: pytest.MonkeyPatch) -> None:
-    project.set(decoding__max_new_tokens=5)
-
-
-def _other_batches(project: Project, _: pytest.MonkeyPatch) -> None:
-    project.set(decoding__batch_size=3)
-
-
-def _other_latency(project: Project, _: pytest.MonkeyPatch) -> None:
-    project.set(latency__seconds=50)
-
-
-def _other_model(project: Project, _: pytest.MonkeyPatch) -> None:
-    weights = project.root / "models/baseline/model.safetensors"
-    tensors = load_file(weights)
-    tensors["model.decoder.layer_norm.bias"] += 0.5
-    save_file(tensors, weights, {"format": "pt"})
-    quantize.main("fp32")
-
-
-def _other_corpus(project: Project, _: pytest.MonkeyPatch) -> None:
-    toy.speech(project.root / "data/corpus/test-b/00000.parquet", "test-b", {"b-3": 1.5, "b-2": 0.5, "b-1": 1.0})
-
-
-def _other_library(_: Project, patch: pytest.MonkeyPatch) -> None:
-    version = importlib.metadata.version
-    patch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "torch" else version(name))
-
-
-def _other_code(project: Project, patch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(ROOT / "pipeline", project.root / "pipeline")
-    shutil.copy(ROOT / "dvc.yaml", project.root)
-    with (project.root / "pipeline/backends/none.py").open("a") as file:
-        file.write("# A remark\n")
-    patch.setattr(pieces, "_ROOT", project.root)
-
-
-def _other_threads(_: Project, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(torch, "get_num_threads", lambda: 64)
-    patch.setattr(torch, "set_num_threads", lambda _: None)  # else 64 stay set for the tests that follow
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _other_settings,
-        _other_batches,
-        _other_latency,
-        _other_model,
-        _other_corpus,
-        _other_library,
-        _other_code,
-        _other_threads,
-    ],
-    ids=lambda change: change.__name__.removeprefix("_other_"),
-)
-def test_after_a_change_an_interrupted_run_starts_afresh(
-    change: Callable[[Project, pytest.MonkeyPatch], None],
-    stopped: Project,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    change(stopped, monkeypatch)
-    capsys.readouterr()
-    asked = interrupt(monkeypatch, 0)
-    transcribe.main("fp32")
-    assert len(asked) == ALONE + 5
-    assert "kept" not in capsys.readouterr().out
-    mixed = outputs(stopped)["transcripts"]
-    transcribe.main("fp32")
-    assert outputs(stopped)["transcripts"] == mixed
-
-
-def test_a_piece_that_was_cut_short_is_made_again(stopped: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    piece = stopped.root / "reports/transcripts/.fp32.jsonl.pieces/piece-test-a-00000.json"
-    piece.write_bytes(piece.read_bytes()[:-10])
-    asked = interrupt(monkeypatch, 0)
-    transcribe.main("fp32")
-    assert asked == ["a-1", "b-0"]
-
-
-@pytest.mark.usefixtures("stopped")
-def test_variants_keep_pieces_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = interrupt(monkeypatch, 0)
-    transcribe.main("hqq-int4")
-    assert len(asked) == ALONE + 5
-    asked.clear()
-    transcribe.main("fp32")
-    assert asked == ["b-0"]
-
-
-def test_percentiles_and_texts_that_differ_in_a_batch() -> None:
-    single = [{"id": str(n), "text": "said", "seconds": n / 10} for n in range(1, 12)]  # 100 ms to 1,100 ms
-    texts = {str(n): "said" for n in range(1, 12)} | {"3": "other"}
-    assert transcribe.summary(single, texts) == {
-        "p50_ms": 600.0,
-        "p90_ms": 1000.0,
-        "p95_ms": 1050.0,
-        "utterances": 11,
-        "other_texts": 1,
-    }
+    timings = json.loads((project.root / "reports/timings/fp32.json").read_text())
+    assert (timings["latency"]["other_texts"], timings["pass_other_texts"]) == (1, 1)
 
 
 def test_the_checkpoint_decides_not_params_yaml(project: Project) -> None:
@@ -377,7 +200,7 @@ def test_the_checkpoint_decides_not_params_yaml(project: Project) -> None:
 
 def test_an_unknown_variant(project: Project) -> None:
     assert refusal("fp23") == "unknown variant 'fp23' (did you mean 'fp32'?)"
-    assert not (project.root / "reports").exists()
+    assert not (project.root / "reports/transcripts").exists()
 
 
 def test_a_variant_that_is_not_quantized_yet(project: Project) -> None:
@@ -385,7 +208,26 @@ def test_a_variant_that_is_not_quantized_yet(project: Project) -> None:
         "models/bnb-nf4 has no readable checkpoint.json, so it is no checkpoint of this project; "
         "run 'dvc repro' to restore it"
     )
-    assert not (project.root / "reports").exists()
+    assert not (project.root / "reports/transcripts").exists()
+
+
+def test_what_was_heard_must_be_of_this_corpus(project: Project) -> None:
+    file = project.root / "data/heard/fp32.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    again = "run 'python -m pipeline.agree fp32'"
+    for text, said in (
+        ("".join(others), f"lacks utterance 'a-1' of split 'test-a'; {again} again"),
+        (
+            "".join([first, *others, first.replace("a-1", "a-2")]),
+            f"has utterance 'a-2' of split 'test-a', which is not in the corpus; {again} again",
+        ),
+        (first[:-9], f"is not what 'agree' writes; {again} again"),
+    ):
+        file.write_text(text)
+        assert refusal("fp32") == f"data/heard/fp32.jsonl {said}"
+    file.unlink()
+    assert refusal("fp32") == f"data/heard/fp32.jsonl is not here; {again} first"
+    assert not (project.root / "reports/transcripts").exists()
 
 
 def test_a_damaged_checkpoint(project: Project) -> None:

@@ -224,7 +224,7 @@ def _silent() -> Iterator[None]:
     """Keep from the terminal what libraries write to stderr, in C++, too."""
     sys.stderr.flush()
     own = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Run the variants' stages, several at once: quantize, transcribe, score and agree of one variant are a job.
+"""Run the variants' stages, several at once: quantize, agree, transcribe and score of one variant are a job.
 
 Several DVCs can run at once if each gets its own stages and waits for dvc.lock; `dvc repro` does the rest afterwards.
 GPUs are dealt out. Cores are shared equally, unless OMP_NUM_THREADS is set: equal threads give equal texts. A terminal
@@ -38,7 +38,7 @@ CHATTER = re.compile(
 
 def stages_of(settings: params.Params) -> dict[str, list[str]]:
     """Return the stages of each job, by its name: a variant, or fp32's other protocols."""
-    kinds = ("quantize", "transcribe", "score", "agree")
+    kinds = ("quantize", "agree", "transcribe", "score")
     stages = {name: [f"{kind}@{name}" for kind in kinds] for name in settings.variants}
     stages[params.CANDIDATE] = [f"{kind}_{params.CANDIDATE}" for kind in kinds]
     stages["other protocols"] = ["transcribe_protocols", "score_protocols"]  # no variant can be called so

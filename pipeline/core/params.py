@@ -144,6 +144,8 @@ class Params(Variant):
     model: StrictStr
     corpus: StrictStr
     device: Annotated[str, StringConstraints(strict=True, pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    kernels: Literal["library", "dequantized"] = "library"
+    """What gives texts and KL of variants that quantize weights alone: the library, or their values in float32."""
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     decoding: Decoding
     latency: Latency

@@ -14,11 +14,12 @@ from rich.table import Table
 from pipeline.core import stage
 from pipeline.results.figures import FIGURES
 from pipeline.results.tables import MEASURES, RESULTS, Row, by_split, read
-from pipeline.results.text import ALIKE, caution, extent, interval, number
+from pipeline.results.text import caution, extent, interval, number, verdict
 
 NOTES = """\
 95 %: bootstrap interval of the difference to fp32, paired, by speaker or utterance as said above.
-Verdict: after Holm's correction over all variants, unlike the intervals; n.s.: no significant difference.
+Verdict: by sign flips, after Holm's correction over all variants, unlike the intervals. Loss<0.3: if it is worse, then by
+less than 0.3. Undecided: this speech is too little to show it worse, better, or losing less than 1.0.
 Shows: the true difference that this corpus would find significant in four cases of five.
 KL: how far its next tokens' distributions are from fp32's, nats a token; flips: tokens whose likeliest is another.
 """
@@ -50,7 +51,7 @@ def table(rows: Sequence[Row]) -> Table:
         change = [number(row.delta, "+"), interval(row.delta_low, row.delta_high, "+")]
         cells = [row.variant, f"{row.size_mb:.1f}", f"{round(row.size_reduction, 1) + 0.0:.1f}%", number(row.rate)]
         cells += ["", ""] if baseline else change
-        cells += ["n.s." if row.verdict == ALIKE else row.verdict]  # the whole words would make the lines too long
+        cells += [verdict(row).replace("no worse than ", "loss<")]  # or the lines would be too long
         cells += [number(row.smallest_detectable), *(["", ""] if baseline else _distance(row)), f"{row.looping}"]
         cells += [(number(row.wer_without_loops) or "-") if row.looping else ""] * loops
         grid.add_row(*cells, f"{row.rtfx:.1f}")

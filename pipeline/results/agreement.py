@@ -1,6 +1,7 @@
 """How far variants' next tokens are from fp32's, split by split: what `agree` has found, with intervals (pure)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,29 @@ def columns(agreements: Mapping[str, Json], split: str, resamples: int, seed: in
             row[f"{key}_low"], row[f"{key}_high"] = next(found).rate_interval()
         result[name] = row
     return result
+
+
+def neighbours(
+    agreements: Mapping[str, Json], split: str, by_size: Sequence[str], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Hold the KL divergence of each variant against that of the one after it in `by_size`, on a split.
+
+    Returns the columns `larger`, `kl_less_larger` and `p_kl` of all but the last, by sign flips of
+    `statistics.test_unit` and corrected over all pairs.
+    """
+    spoken = [[u for u in agreements[name]["utterances"] if u["split"] == split] for name in by_size]
+    pairs = list(pairwise(by_size))
+    if not pairs:
+        return {}
+    sums = np.array([[u["kl"] for u in of] for of in spoken])
+    speakers = [u["speaker"] for u in spoken[0]]
+    known = [speaker for speaker in speakers if speaker is not None]
+    if statistics.test_unit(speakers, len(pairs)) == "speaker":
+        sums = statistics.per_group(sums, known)
+    changes = sums[:-1] - sums[1:]
+    p_values = statistics.holm(statistics.sign_flips(changes, seed)[0].tolist())
+    means = changes.sum(axis=1) / sum(u["tokens"] for u in spoken[0])
+    return {
+        small: {"larger": large, "kl_less_larger": float(mean), "p_kl": p}
+        for (small, large), mean, p in zip(pairs, means, p_values, strict=True)
+    }

@@ -1,6 +1,7 @@
 """Compare variants with fp32: paired differences, verdicts, and a row of everything known per variant and split."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,39 +43,95 @@ def check_same(scores: Mapping[str, Json]) -> None:
 def differences(
     measure: str, errors: Mapping[str, list[int]], words: list[int], speakers: Speakers, resamples: int, seed: int
 ) -> dict[str, Row]:
-    """Return each variant's difference to fp32 on one split, by paired bootstrap over utterances and over speakers.
+    """Return each variant's difference to fp32 on one split: intervals by paired bootstrap, p-values by sign flips.
 
     `errors` and `words` (of silence: milliseconds) hold a number per utterance. Differences are in the unit of
     `measure`, positive where the variant is worse. Columns that name no unit are by the headline's
-    (`statistics.headline_unit`); its p-values give `p_holm`, corrected over all variants but fp32, and the verdict.
-    `smallest_detectable` is `statistics.Estimate.detectable`, but at least as many errors as the sign test needs. fp32
-    has no p-values; without known speakers their columns are None.
+    (`statistics.headline_unit`), p-values by `statistics.test_unit`. `p_holm` and `p_no_worse_*` are corrected over all
+    variants but fp32, and give the verdict. `smallest_detectable` is `statistics.Estimate.detectable`, but at least as
+    many errors as the sign test needs. fp32 has no p-values; without known speakers their columns are None.
     """
     one = 1 if measure == statistics.WER else statistics.PER_MINUTE
     names = list(errors)
     wrong, total = one * np.array(list(errors.values())), np.array([words])
     found = statistics.by_unit(wrong, total, speakers, resamples, seed, base=names.index(BASELINE))
     headline = found[statistics.headline_unit(speakers)]
+    tests = max(len(names) - 1, 1)
+    p_values, shown = _p_values(measure, names, wrong, total, speakers, seed)
     by_suffix = {"": headline} | {f"_{unit}": found.get(unit) for unit in statistics.UNITS}
-    p_values = {name: each.p_value() for name, each in zip(names, headline, strict=True) if name != BASELINE}
-    corrected = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
+    least = float(statistics.rate(one * np.array(statistics.fewest_to_show(tests)), total.sum()))
     result: dict[str, Row] = {}
     for i, (name, leading) in enumerate(zip(names, headline, strict=True)):
         row: Row = {f"{measure}_delta": leading.value}
         for suffix, estimates in by_suffix.items():
             low, high = estimates[i].interval() if estimates else (None, None)
             row |= {f"{measure}_delta_low{suffix}": low, f"{measure}_delta_high{suffix}": high}
-        for suffix, estimates in by_suffix.items():
-            row[f"p_value{suffix}"] = estimates[i].p_value() if estimates and name != BASELINE else None
-        row |= {"p_holm": None, "verdict": "baseline", "smallest_detectable": None}
+        row |= {column: of.get(name) for column, of in p_values.items()} | shown[name]
+        row |= {"smallest_detectable": None, "units_to_decide": None}
         if name != BASELINE:
-            changed = "worse" if leading.value > 0 else "better"
-            least = statistics.rate(one * np.array(statistics.fewest_to_show(len(corrected))), total.sum())
-            row["p_holm"] = corrected[name]
-            row["verdict"] = changed if corrected[name] < statistics.SIGNIFICANT else text.ALIKE
-            row["smallest_detectable"] = max(leading.detectable(len(corrected)), float(least))
+            row["smallest_detectable"] = max(leading.detectable(tests), least)
+        if row["verdict"] == text.UNDECIDED:
+            row["units_to_decide"] = _to_decide(leading, tests, least)
         result[name] = row
     return result
+
+
+def _p_values(
+    measure: str,
+    names: Sequence[str],
+    wrong: statistics.Numbers,
+    total: statistics.Numbers,
+    speakers: Speakers,
+    seed: int,
+) -> tuple[dict[str, dict[str, float]], dict[str, Row]]:
+    """Return the columns of p-values, by variant where there is one, and each variant's verdict."""
+    others = [name for name in names if name != BASELINE]
+    changes = np.array([wrong[names.index(name)] - wrong[names.index(BASELINE)] for name in others])
+    changes = changes.reshape(len(others), -1)
+    known = [speaker for speaker in speakers if speaker is not None]
+    by_unit = {"utterance": (changes, total)}
+    if len(known) == len(speakers) and len(set(known)) > 1:
+        by_unit["speaker"] = statistics.per_group(changes, known), statistics.per_group(total, known)
+    unit = statistics.test_unit(speakers, max(len(others), 1))
+    columns: dict[str, dict[str, float]] = {"p_value": {}}
+    for each in statistics.UNITS:
+        p = statistics.sign_flips(by_unit[each][0], seed)[0].tolist() if each in by_unit else []
+        columns[f"p_value_{each}"] = dict(zip(others, p, strict=False))
+    columns["p_value"] = columns[f"p_value_{unit}"]
+    columns["p_holm"] = dict(zip(others, statistics.holm([*columns["p_value"].values()]), strict=True))
+    differing, of = by_unit[unit]
+    for margin in statistics.MARGINS:
+        p = statistics.sign_flips(differing - margin / 100 * of, seed)[1]
+        # Where hardly anything differs nothing is rare enough: three more errors might come (the rule of three: Hanley
+        # and Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249, 1983).
+        if (
+            statistics.rate(np.array(3 * (1 if measure == statistics.WER else statistics.PER_MINUTE)), of.sum())
+            > margin
+        ):
+            p = np.ones(len(others))
+        columns[no_worse(margin)] = dict(zip(others, statistics.holm(p.tolist()), strict=True))
+    verdicts: dict[str, Row] = {}
+    for i, name in enumerate(names):
+        verdict, least = "baseline", None
+        if name != BASELINE:
+            fits = (m for m in statistics.MARGINS if columns[no_worse(m)][name] < statistics.SIGNIFICANT)
+            least = next(fits, None)
+            verdict = text.UNDECIDED if least is None else text.NO_WORSE
+            if columns["p_holm"][name] < statistics.SIGNIFICANT:
+                verdict = "worse" if wrong[i].sum() > wrong[names.index(BASELINE)].sum() else "better"
+        verdicts[name] = {"test_unit": unit, "verdict": verdict, "no_worse_than": least}
+    return columns, verdicts
+
+
+def no_worse(margin: float) -> str:
+    """Return the column with the p-value of a loss as large as a margin."""
+    return f"p_no_worse_{margin}".replace(".", "_")
+
+
+def _to_decide(found: statistics.Estimate, tests: int, least: float) -> float | None:
+    """Return how many units would decide; None where no number is known to."""
+    times = found.to_decide(tests) if found.error else least / statistics.MARGINS[-1]
+    return float(math.ceil(times * found.units)) if math.isfinite(times) else None
 
 
 def sizes(total: int, full: int) -> Row:
@@ -97,6 +154,9 @@ def rows(
     """
     compared = {split: _compared(scores, split, resamples, seed) for split in scores[BASELINE]["splits"]}
     agreeing = {split: agreement.columns(agreements, split, resamples, seed) for split in compared}
+    bytes_of = {name: timings[name]["checkpoint"]["bytes"]["total"] for name in scores}
+    by_size = sorted((name for name in scores if name not in (BASELINE, CANDIDATE)), key=bytes_of.__getitem__)
+    beside = {split: agreement.neighbours(agreements, split, by_size, seed) for split in compared}
     full = timings[BASELINE]["checkpoint"]["bytes"]["total"]
     table = []
     for name, score in scores.items():
@@ -108,7 +168,9 @@ def rows(
         for split, differing in compared.items():
             counts = score["splits"][split]
             row = {"variant": name, "split": split, **settings, **counts}
+            row |= {"dequantized": agreements[name]["dequantized"]}
             row |= {"looping_ids": shortened(counts["looping_ids"]), **differing[name], **agreeing[split][name]}
+            row |= beside[split].get(name, dict.fromkeys(("larger", "kl_less_larger", "p_kl")))
             row |= {"split_utterances": facts["split_utterances"][split], **facts["conversions"][split], **scoring}
             row |= sizes(facts["bytes"]["total"], full)
             table.append(row | {key: value for key, value in others.items() if key not in row})
@@ -148,9 +210,23 @@ def _compared(scores: Mapping[str, Json], split: str, resamples: int, seed: int)
         paired = name != BASELINE and measure == statistics.WER  # pairs are segments of a reference's words
         z, p = statistics.mapsswe(alignments[name], alignments[BASELINE]) if paired else (None, None)
         row |= {"mapsswe_z": z, "mapsswe_p": p}
-        pairs = zip(spoken[name], baseline, strict=True)
-        row["other_texts"] = sum(one["hypothesis"] != own["hypothesis"] for one, own in pairs)
+        row |= _churn(spoken[name], baseline, wrong[name], wrong[BASELINE])
     return result
+
+
+def _churn(spoken: Sequence[Json], baseline: Sequence[Json], wrong: list[int], wrong_of_fp32: list[int]) -> Row:
+    """Return how many utterances have another text than fp32's, and which way their errors went."""
+    others = [one["id"] for one, own in zip(spoken, baseline, strict=True) if one["hypothesis"] != own["hypothesis"]]
+    changes = [one - own for one, own in zip(wrong, wrong_of_fp32, strict=True)]
+    regressed, improved = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    return {
+        "other_texts": len(others),
+        "other_ids": shortened(others),
+        "regressed": regressed,
+        "improved": improved,
+        "p_churn": statistics.sign_test(regressed, improved),
+        "empty": sum(bool(one["reference"]) and not one["hypothesis"] for one in spoken),
+    }
 
 
 def shortened(ids: Sequence[str]) -> str:

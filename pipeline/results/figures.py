@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.core.params import BASELINE, CANDIDATE
 from pipeline.results.tables import MEASURES, Row
-from pipeline.results.text import ALIKE, either, extent
+from pipeline.results.text import UNDECIDED, either, extent
 
 if TYPE_CHECKING:  # matplotlib is imported late: it takes longer than all the rest
     from matplotlib.axes import Axes
@@ -186,7 +186,7 @@ def differences(results: "DataFrame") -> "Figure":
         _bars(axes, panel)
     interval = f"95 % interval of the difference to fp32, by {either(results.interval_unit)}"
     pale = {"color": "0.5", "alpha": PALE, "marker": "s", "markersize": 8, "linestyle": ""}
-    notes = {interval: {"color": "black", "linewidth": 1}, "pale: no significant difference": pale}
+    notes = {interval: {"color": "black", "linewidth": 1}, "pale: undecided": pale}
     _legend(figure, results, notes, marker="s")
     return figure
 
@@ -197,7 +197,9 @@ def _bars(axes: "Axes", results: "DataFrame") -> None:
     top = max(top, float(ends[results.rate <= top].max()))
     for y, row in enumerate(results.itertuples()):
         beyond = row.rate > top
-        axes.barh(y, min(row.rate, top), color=_look(row)[0], alpha=PALE if row.verdict == ALIKE else 1.0, height=0.7)
+        axes.barh(
+            y, min(row.rate, top), color=_look(row)[0], alpha=PALE if row.verdict == UNDECIDED else 1.0, height=0.7
+        )
         low, high = base.rate + row.delta_low, base.rate + row.delta_high
         if not beyond and row.variant != BASELINE:
             axes.hlines(y, low, min(high, top), color="black", linewidth=1)

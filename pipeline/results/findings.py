@@ -13,7 +13,7 @@ from pipeline.core.params import BASELINE, CANDIDATE, Params
 from pipeline.results import tables
 from pipeline.results.claims import EXCESS
 from pipeline.results.tables import Row
-from pipeline.scoring.statistics import WER
+from pipeline.scoring.statistics import SIGNIFICANT, WER
 
 ENVIRONMENT = "environment.json"
 MARGIN = 1.0
@@ -99,10 +99,17 @@ def fastest(study: Study) -> Row | None:
     return None if found.variant == BASELINE else found
 
 
-def passes(study: Study) -> tuple[float, float]:
-    """Return how long transcribing with every variant took, in s and as a multiple of as many passes of fp32."""
+def passes(study: Study) -> float:
+    """Return how long all variants took in batches, as a multiple of as many passes of fp32."""
     spent = sum(row.transcribe_s for row in study.variants)
-    return spent, spent / (len(study.variants) * study.of(BASELINE)[0].transcribe_s)
+    return float(spent / (len(study.variants) * study.of(BASELINE)[0].transcribe_s))
+
+
+def told_apart(row: Row) -> str:
+    """Return whether a variant is farther from fp32 than the next larger one, by KL divergence."""
+    if row.p_kl >= SIGNIFICANT:
+        return "tie"
+    return "farther" if row.kl_less_larger > 0 else "nearer"
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def options(settings: Params) -> dict[str, str]:
     """
     chosen = {"model": settings.model, "corpus": settings.corpus}
     chosen |= {"device": settings.device} if settings.device != "auto" else {}
+    chosen |= {"kernels": settings.kernels} if settings.kernels != "library" else {}
     limit = settings.corpora[settings.corpus].limit
     chosen |= {f"{CATALOG}:corpora.{settings.corpus}.limit": str(limit)} if limit else {}
     for section in ("calibration", "decoding", "latency", "scoring"):
@@ -70,10 +71,18 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  # Markdown, not HTML
     )
-    filters = (writing.number, writing.interval, writing.change, writing.extent, writing.caution, pairs)
+    filters = (
+        writing.number,
+        writing.interval,
+        writing.change,
+        writing.extent,
+        writing.caution,
+        writing.verdict,
+        pairs,
+    )
     environment.filters |= {each.__name__: each for each in filters}
     environment.globals |= {"claims": claims, "findings": findings, "tables": tables}
-    environment.globals |= {"ALIKE": writing.ALIKE, "vars": vars}
+    environment.globals |= {"NO_WORSE": writing.NO_WORSE, "UNDECIDED": writing.UNDECIDED, "vars": vars}
     return environment.get_template(template).render(values).replace("\\\n", "")
 
 

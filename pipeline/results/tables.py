@@ -79,6 +79,11 @@ RESULT_COLUMNS = {
     "wrong_utterances": "utterances with any error",
     "looping": "utterances whose text repeats itself over and over, where the reference does not",
     "other_texts": "utterances whose normalized text is not fp32's",
+    "other_ids": "text: the first 20 of them, and how many more there are",
+    "regressed": "utterances with more word errors than with fp32",
+    "improved": "utterances with fewer",
+    "p_churn": "two-sided p-value of as many regressed as improved (exact sign test), not corrected",
+    "empty": "utterances without a word, where the reference has some",
     "looping_ids": "text: the first 20 of them, and how many more there are",
     # Rates. Empty where the references hold no words: wer, cer and what follows from them.
     "measure": "text: rate that leads this split: wer or insertions_per_minute",
@@ -94,9 +99,13 @@ RESULT_COLUMNS = {
     "*_utterance": "the same, by utterance",
     "*_speaker": "the same, by speaker; empty: not known, or one only",
     # Verdicts on the difference to fp32; empty for fp32.
-    "p_value": "two-sided p-value of no difference, by interval_unit",
+    "test_unit": "text: whose signs p-values flip: speaker, or utterance where speakers are too few to decide",
+    "p_value": "two-sided p-value of no difference, by sign flips of test_unit",
     "p_holm": "the same after Holm's correction over all variants",
-    "verdict": "text: baseline, worse, better or no significant difference: by p_holm, at 0.05",
+    "p_no_worse_*": "p-value of a loss of 0.3, 0.5 or 1.0 in the measure's unit or more, after the same correction",
+    "verdict": "text: baseline; worse or better (p_holm below 0.05); no worse (below 0.05 for a margin); undecided",
+    "no_worse_than": "smallest margin that its p-value shows the loss to be below; empty: none of the three",
+    "units_to_decide": "speakers (utterances: see interval_unit) that would decide it in four of five, by estimate",
     "smallest_detectable": "true difference that would be found in four such corpora of five, in the measure's unit",
     "mapsswe_z": "NIST's matched pairs: z, positive where there are more errors than with fp32",
     "mapsswe_p": "its two-sided p-value, not corrected",
@@ -107,6 +116,10 @@ RESULT_COLUMNS = {
     "kl_p99": "99th percentile of it over tokens",
     "flips": "tokens at which the likeliest one is not fp32's, %",
     "log_likelihood": "change of the log-likelihood of fp32's token, mean per token, nats",
+    "dequantized": "text: True where texts and KL are of the dequantized weights in float32, False: of its own kernels",
+    "larger": "text: the next larger variant in MB",
+    "kl_less_larger": "kl less that of the next larger variant",
+    "p_kl": "two-sided p-value of no difference between the two, by sign flips, after Holm's correction over all pairs",
     # torchao succeeds torch.ao, which is PyTorch's own and deprecated.
     "torch_ao": "text: variant of backend torch whose settings, but for `rest`, are those of this one of torchao",
     "kl_of_torch_ao": "kl over that variant's",
@@ -120,14 +133,16 @@ RESULT_COLUMNS = {
     "bits_per_weight": "bits of a quantized layer's weight, scales and zero points included",
     # Time and memory, of all splits together.
     "device": "text: where it ran: cpu or cuda",
-    "batch_size": "utterances in a batch, of the pass over all speech",
+    "batch_size": "utterances in a batch, of the pass in batches over the same utterances",
     "audio_s": "seconds of audio in that pass",
     "load_s": "seconds to load the checkpoint",
     "transcribe_s": "seconds of that pass",
+    "pass_utterances": "its utterances",
+    "pass_other_texts": "those of them whose text is not the transcript's",
     "rtfx": "seconds of audio transcribed in a second",
     "latency_p*_ms": "percentile of the time for a single utterance, features included, ms",
     "latency_utterances": "single utterances that were timed",
-    "latency_other_texts": "those of them whose text in a batch is another",
+    "latency_other_texts": "those of them whose text is not the transcript's",
     "latency_threads": "threads for single utterances",
     "peak_rss_mb": "resident memory after single utterances, MB",
     "peak_gpu_mb": "GPU memory allocated by then, MB; empty: no GPU",
@@ -163,6 +178,9 @@ NEWER = {
     **dict.fromkeys(("split_utterances", "resampled", "mixed_down"), float("nan")),
     **dict.fromkeys(("tokens", "kl", "kl_p99", "flips", "log_likelihood"), float("nan")),
     **dict.fromkeys(("kl_of_torch_ao", "latency_of_torch_ao", "other_texts"), float("nan")),
+    **dict.fromkeys(("regressed", "improved", "p_churn", "empty", "kl_less_larger", "p_kl"), float("nan")),
+    **dict.fromkeys(("no_worse_than", "units_to_decide", "pass_utterances", "pass_other_texts"), float("nan")),
+    **dict.fromkeys(("test_unit", "other_ids", "larger", "dequantized"), ""),
     **dict.fromkeys(("normalizer", "normalizer_version", "instructions", "kernels", "model", "torch_ao"), ""),
     **dict.fromkeys(("encoder", "decoder", "layers", "embedding", "conv", "budget", "budget_mb"), ""),
     "rest": "float32",
@@ -224,13 +242,15 @@ def read(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         if frame.empty:
             raise ValueError("no rows")
-        for column in _COLUMNS[path.name]:
-            if column not in frame:
-                frame[column] = NEWER[column]
+        newer = {column: NEWER[column] for column in _COLUMNS[path.name] if column not in frame}
+        frame = pd.concat([frame, pd.DataFrame(newer, index=frame.index)], axis=1)
         numbers = [name for name in frame if (text := meaning(name)) and not text.startswith("text: ")]
         frame[numbers] = frame[numbers].apply(pd.to_numeric)
+        if "verdict" in frame:
+            frame["verdict"] = frame["verdict"].replace("no significant difference", "undecided")  # earlier studies
         if frame[numbers].isin([float("inf"), float("-inf")]).any(axis=None):
             raise ValueError("an infinite number")
+        frame = frame.copy()  # pandas warns of one that grew by columns
         return _with_neutral(frame) if path.name == RESULTS.name else frame
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run '{maker}' first") from None

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from pipeline.results.tables import Row
 
 FEW = 30  # utterances below which a bootstrap interval is a rough guess: the resamples hardly differ
-ALIKE = "no significant difference"  # the verdict on a variant that is neither worse nor better than fp32
+UNDECIDED = "undecided"  # the verdict where the speech is too little to say any other
+NO_WORSE = "no worse"  # the verdict where only a loss below one of the margins is possible
+
+
+def verdict(row: Row) -> str:
+    """Write the verdict of a row of results.csv, with the margin where it has one."""
+    margin = "" if math.isnan(row.no_worse_than) else f" than {row.no_worse_than:g}"
+    return f"{row.verdict}{margin}" if row.verdict == NO_WORSE else str(row.verdict)
 
 
 def number(value: float, sign: str = "-") -> str:

@@ -1,19 +1,25 @@
-"""Tell real differences between word error rates from chance: bootstrap intervals, p-values, Holm, matched pairs.
+"""Tell real differences between word error rates from chance: intervals, p-values, Holm, matched pairs.
 
-A *unit* is what the bootstrap draws with replacement: an utterance, or a speaker with all their utterances. Errors of
-one speaker are correlated, so intervals by utterance may be too narrow; those by speaker hold for new speakers too.
+A *unit* is what is drawn or flipped: an utterance, or a speaker with all their utterances. Errors of one speaker are
+correlated, so results by utterance may be too certain; those by speaker hold for new speakers too.
 
 Intervals are the estimate plus or minus Student's t times the bootstrap's standard error, not bootstrap percentiles.
 With the 10 to 15 uneven speakers of a small corpus, 95 % percentile intervals hold the truth in about 90 % of corpora;
-t with the degrees of freedom of the *effective* number of speakers corrects that (`python -m benchmarks.coverage` shows
-both). P-values, too, can be smaller than one over the number of resamples, as Holm's correction over many needs.
+t with the degrees of freedom of the *effective* number of speakers corrects that.
+
+P-values flip signs: where a variant is no other than fp32, either could have made either's errors on a speaker, so that
+every pattern of signs of the speakers' differences is as likely. That needs no normal distribution and no many units;
+what it needs is that a difference be as likely as its opposite. `python -m benchmarks.coverage` shows how often either
+errs.
 
 Sources: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004
 (paired bootstrap of word error rates); Hesterberg, "What teachers should know about the bootstrap", The American
 Statistician 69 (2015) (narrow percentiles in small samples; t with the bootstrap's standard error); Carter, Schnepel
 and Steigerwald, "Asymptotic behavior of a t test robust to cluster heterogeneity", Review of Economics and Statistics
-99 (2017) (uneven clusters count as fewer), with Kish's effective number ("Survey sampling", 1965); Gillick and Cox,
-"Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989 (matched pairs).
+99 (2017) (uneven clusters count as fewer), with Kish's effective number ("Survey sampling", 1965); Fisher, "The design
+of experiments", 1935, section 21 (sign flips); Phipson and Smyth, "Permutation p-values should never be zero", 2010;
+Gillick and Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989 (matched
+pairs).
 """
 
 import math
@@ -23,7 +29,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import bdtr, ndtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -32,7 +38,8 @@ N = TypeVar("N", bound=Numbers)
 Speakers = Sequence[str | None]  # of each utterance; None where not known
 
 LEVEL = 0.95  # confidence level of intervals
-SIGNIFICANT = 0.05  # a difference is significant when its corrected p-value is below this: 1 - LEVEL
+SIGNIFICANT = 0.05  # something is shown when its corrected p-value is below this: 1 - LEVEL
+MARGINS = (0.3, 0.5, 1.0)  # points of WER, or words a minute, that somebody may be ready to lose: chosen beforehand
 POWER = 0.8  # probability of finding a difference as large as the smallest detectable one
 
 UNITS = ("utterance", "speaker")  # what can be drawn
@@ -48,7 +55,10 @@ PER_MINUTE = 600
 Audio is counted in milliseconds because only sums of whole numbers are exact.
 """
 
+EXACT, FLIPS = 20, 100_000  # units up to which all patterns of signs are tried; how many are drawn beyond
+
 _BLOCK = 64  # resamples held at a time: 64 x 2,939 units of float64 are 1.5 MB, which stay in the processor's cache
+_PATTERNS = 500  # patterns of signs held at a time: in float64 as much as 12 MB
 
 
 @dataclass(frozen=True)
@@ -76,17 +86,6 @@ class Estimate:
         factor = math.exp(min(reach, 100.0))  # larger exponents would only overflow
         return self.value / factor, self.value * factor
 
-    def p_value(self) -> float:
-        """Return the two-sided p-value of no difference: below SIGNIFICANT exactly where `interval` excludes zero.
-
-        Without a standard error all units show the same difference; the p-value is then that of the sign test.
-        """
-        if not self.value:
-            return 1.0
-        if not self.error:
-            return 2.0 ** (1 - self.units)
-        return float(2 * stdtr(self.freedom, -abs(self.value) / self.error))
-
     def detectable(self, tests: int) -> float:
         """Return the smallest true difference, in points, that such a corpus shows with probability POWER.
 
@@ -94,6 +93,18 @@ class Estimate:
         Bloom, "Minimum detectable effects", Evaluation Review 19 (1995).
         """
         return self.error * (self._t(1 - SIGNIFICANT / tests / 2) + self._t(POWER))
+
+    def to_decide(self, tests: int) -> float:
+        """Return how many times as many such units would decide, with probability POWER, among `tests` variants.
+
+        That is, show the estimate to be another than none, or smaller than the widest of MARGINS, whichever takes
+        fewer; infinite where the estimate is that margin. An estimate of its own: it takes this one for the truth.
+        """
+        tail = SIGNIFICANT / tests
+        none, margin = abs(self.value), MARGINS[-1] - self.value
+        reaches = [(self._t(1 - tail / 2), none), (self._t(1 - tail), margin)]
+        times = [((t + self._t(POWER)) * self.error / far) ** 2 for t, far in reaches if far > 0]
+        return min(times, default=math.inf)
 
     def _t(self, probability: float) -> float:
         return float(stdtrit(self.freedom, probability))
@@ -111,6 +122,14 @@ def fewest_to_show(tests: int) -> int:
 def rate(errors: Numbers, words: Numbers) -> Floats:
     """Return errors in per cent of reference words; if no words were drawn, divide by one."""
     return 100.0 * np.asarray(errors, dtype=np.float64) / np.maximum(words, 1)
+
+
+def test_unit(speakers: Speakers, tests: int) -> str:
+    """Return the unit whose signs decide: as `headline_unit`, and `utterance` where speakers are too few to decide.
+
+    So few that not even differences to one side in all of them would be significant among `tests`.
+    """
+    return headline_unit(speakers) if len(set(speakers)) >= fewest_to_show(tests) else "utterance"
 
 
 def headline_unit(speakers: Speakers) -> str:
@@ -182,6 +201,56 @@ def freedom(words: Numbers) -> Floats:
     w = words.astype(np.float64)
     effective: Floats = w.sum(axis=1) ** 2 / np.maximum((w**2).sum(axis=1), 1.0)
     return np.maximum(1.0, effective - 1.0)
+
+
+def sign_flips(differences: Numbers, seed: int) -> tuple[Floats, Floats]:
+    """Return two p-values for each row of (systems, units): of sums as far from zero, and of sums as low (pure).
+
+    They are the share of the patterns of signs whose sum is as extreme as that of the row as it stands: of all patterns
+    up to EXACT units that are not zero, else of FLIPS drawn ones and the one that was found.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    both, low = np.ones(len(values)), np.ones(len(values))
+    many = []
+    for row, of in enumerate(values):
+        units = of[of != 0]
+        if len(units) > EXACT:
+            many.append(row)
+        elif len(units):
+            both[row], low[row] = _all_signs(units)
+    if many:
+        both[many], low[many] = _drawn_signs(values[many], seed)
+    return both, low
+
+
+_SLACK = 1e-9
+"""By which part of the largest possible sum two sums may differ and yet count as equal: they are rounded."""
+
+
+def _all_signs(units: Floats) -> tuple[float, float]:
+    sums = np.zeros(1)
+    for value in units[1:]:  # the first keeps its sign: its other half of the patterns is the mirror image
+        sums = np.concatenate([sums + value, sums - value])
+    sums, found, slack = sums + units[0], units.sum(), _SLACK * np.abs(units).sum()
+    both = np.mean(np.abs(sums) >= abs(found) - slack)
+    return float(both), float((np.mean(sums <= found + slack) + np.mean(-sums <= found + slack)) / 2)
+
+
+def _drawn_signs(values: Floats, seed: int) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(seed)
+    found, slack = values.sum(axis=1), _SLACK * np.abs(values).sum(axis=1)
+    both, low = np.ones(len(values)), np.ones(len(values))  # the pattern that was found
+    for start in range(0, FLIPS, _PATTERNS):
+        drawn = rng.integers(2, size=(min(_PATTERNS, FLIPS - start), values.shape[1]), dtype=np.int8)
+        sums = (2.0 * drawn - 1.0) @ values.T
+        both += (np.abs(sums) >= np.abs(found) - slack).sum(axis=0)
+        low += (sums <= found + slack).sum(axis=0)
+    return both / (FLIPS + 1), low / (FLIPS + 1)
+
+
+def sign_test(one: int, other: int) -> float:
+    """Return the exact two-sided p-value of a fair coin that falls so often to one side, and to the other."""
+    return float(min(1.0, 2 * bdtr(min(one, other), one + other, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

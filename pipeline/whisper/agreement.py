@@ -1,13 +1,15 @@
-"""How far a model's next tokens are from fp32's, along what fp32 itself wrote: one pass a window, without decoding.
+"""How far a model's next tokens are from fp32's, along what fp32 itself wrote, and from there what it writes itself.
 
-Word errors are few, and most of what quantization does changes no word; the distributions tell it from every token.
+Word errors are few, and most of what quantization does changes no word; the distributions tell it from every token. And
+one pass over fp32's tokens tells the model's own text, too, but for what comes after a token that flips.
+
 What fp32 wrote is kept with the decoder's states that its probabilities follow from, by its head: the logits of a
 vocabulary of 51,865 would take a hundred times as much room. Parquet, rather than safetensors, is written and read
 window by window, so that an hour of speech is not held in memory.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,17 @@ from torch import Tensor
 from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
-from pipeline.whisper.inference.decoding import Engine, Vocabulary
+from pipeline.speech.corpus import Utterance
+from pipeline.whisper.inference import decoding
+from pipeline.whisper.inference.decoding import Engine, Heard, Vocabulary
 from pipeline.whisper.inference.mel import Samples
 from pipeline.whisper.model import network, weights
-from pipeline.whisper.model.network import Whisper
+from pipeline.whisper.model.network import Cache, Whisper
 
 REFERENCE = Path("data/reference")
+
+Caches = list[tuple[Cache, Cache]]
+"""Of each decoder layer: the text's, and the sound's."""
 
 _LAYOUT: dict[str, Any] = {
     "compression": "none",
@@ -132,13 +139,14 @@ def head(folder: Path, device: str) -> Tensor:
 
 
 @torch.no_grad()  # not inference_mode: quanto's 4-bit tensors need version counters
-def states(model: Whisper, features: Tensor, tokens: list[int], places: int, stepwise: bool = False) -> Tensor:
-    """Return the decoder's states (places, width) that predict the last `places` of the tokens.
+def states(model: Whisper, features: Tensor, tokens: list[int], places: int) -> Tensor:
+    """Return the decoder's states (places, width) that predict the last `places` of the tokens: of one pass."""
+    return _states(model, model.caches(features, len(tokens)), tokens, places, stepwise=False)
 
-    In one pass; `stepwise` in as many as decoding takes, the prompt and then each token alone.
-    """
+
+def _states(model: Whisper, caches: Caches, tokens: list[int], places: int, stepwise: bool) -> Tensor:
+    """Do the same with caches of the sound, which get the tokens; `stepwise`: in as many passes as decoding takes."""
     read = torch.tensor([tokens[:-1]], device=model.device)
-    caches = model.caches(features, read.shape[1])
     prompt = len(tokens) - places
     parts = [read[:, :prompt], *read[:, prompt:].split(1, dim=1)] if stepwise else [read]
     found = torch.cat([model.model.decoder(part, caches) for part in parts], dim=1)
@@ -146,14 +154,19 @@ def states(model: Whisper, features: Tensor, tokens: list[int], places: int, ste
 
 
 @torch.no_grad()
-def compare(
-    model: Whisper, features: Tensor, window: Window, fp32_head: Tensor, barred: Tensor, stepwise: bool = False
-) -> Tensor:
-    """Return `differences` of the model to fp32 in a window, (places, 3) on the CPU.
+def compare(model: Whisper, features: Tensor, window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:
+    """Return `differences` of the model to fp32 in a window, (places, 3) on the CPU, by one pass.
 
     Raises UserError where the model's logits are not numbers.
     """
-    found = states(model, features, window.tokens, len(window.states), stepwise)
+    caches = model.caches(features, len(window.tokens))
+    return _compare(model, caches, window, fp32_head, barred, stepwise=False)
+
+
+def _compare(
+    model: Whisper, caches: Caches, window: Window, fp32_head: Tensor, barred: Tensor, stepwise: bool
+) -> Tensor:
+    found = _states(model, caches, window.tokens, len(window.states), stepwise)
 
     def logits(part: slice) -> Tensor:
         return torch.cat([model.proj_out(rows) for rows in found[part].split(1 if stepwise else _PLACES)])
@@ -161,10 +174,75 @@ def compare(
     return _compared(logits, window, fp32_head, barred)
 
 
-def compare_engine(engine: Engine, sound: Samples, window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:
-    """Do the same with another runtime's model, and the sound of the window."""
-    found = engine.logits(sound, window.tokens, len(window.states))
-    return _compared(lambda part: found[part], window, fp32_head, barred)
+@dataclass(frozen=True)
+class Listener:
+    """What holds a model against fp32: fp32's output head, how text is decoded, and the most tokens of a window."""
+
+    model: Whisper | Engine
+    head: Tensor
+    vocabulary: Vocabulary
+    limit: int
+    stepwise: bool
+    """Whether tokens are forced one by one: a scale of dynamic activations may span a call."""
+
+    @torch.no_grad()
+    def hear(self, utterance: Utterance, windows: Iterable[Window], barred: Tensor) -> tuple[Tensor, Heard]:
+        """Return the differences at each place of an utterance, (places, 3) on the CPU, and what the model writes.
+
+        Raises UserError where the model's logits are not numbers.
+        """
+        heard, differences = Heard(), []
+        for sound, window in zip(decoding.sounds(self.model, utterance), windows, strict=True):
+            told = [] if heard.language is None else [heard.language]
+            if isinstance(self.model, Whisper):
+                found, spoken, tokens = self._hear(self.model, sound, window, barred, told)
+            else:
+                logits = self.model.logits(sound, window.tokens, len(window.states))
+                found = _compared(logits.__getitem__, window, self.head, barred)
+                names = [f"utterance {utterance.id!r}"]
+                spoken, (tokens,) = self.model.decode([sound], self.vocabulary, self.limit, names, told)
+            differences.append(found)
+            heard.windows.append(tokens)
+            heard.language = next(iter(spoken), None)
+        return torch.cat(differences), heard
+
+    def _hear(
+        self, model: Whisper, sound: Samples, window: Window, barred: Tensor, told: Sequence[int]
+    ) -> tuple[Tensor, Sequence[int], list[int]]:
+        vocabulary, limit = self.vocabulary, self.limit
+        caches = model.caches(decoding.features(model, [sound]), len(vocabulary.prompt) + limit)
+        found = _compare(model, caches, window, self.head, barred, self.stepwise)
+        if not vocabulary.languages:
+            return found, [], _text(model, caches, window, found, vocabulary, limit)
+        for own, _ in caches:  # fp32's text may be in another language than this model would write
+            own.length = 0
+        names = [f"utterance {window.id!r}"]
+        spoken, (tokens,) = decoding.decode(model, caches, vocabulary, limit, names, told)
+        return found, spoken, tokens
+
+
+def _text(
+    model: Whisper, caches: Caches, window: Window, differences: Tensor, vocabulary: Vocabulary, limit: int
+) -> list[int]:
+    """Return the tokens, `limit` at most and without the end, that greedy decoding writes after the window's prompt.
+
+    `_compare` has filled the caches and found the differences. Where no token flips the text is fp32's; where one does,
+    it goes on from there. This is speculative decoding with fp32's text as the draft, all of a window (Leviathan et al.
+    2023, arXiv 2211.17192), and takes one pass where decoding takes one a token.
+    """
+    prompt = len(window.tokens) - len(window.states)
+    flips = differences[:, 1].nonzero().flatten().tolist()
+    same = flips[0] if flips else len(window.states)
+    written = [token for token in window.tokens[prompt : prompt + same] if token != vocabulary.end]
+    if not flips:
+        return written
+    start = prompt + same - 1 if same else 0  # decoding reads the whole prompt at once, and then token by token
+    for own, _ in caches:
+        own.length = start
+    tokens = torch.tensor([window.tokens[start : prompt + same]], device=model.device)
+    names = [f"utterance {window.id!r}"]
+    (rest,) = decoding.go_on(model, caches, tokens, vocabulary, limit - same, names, first=not same)
+    return written + rest
 
 
 def _compared(logits_of: Callable[[slice], Tensor], window: Window, fp32_head: Tensor, barred: Tensor) -> Tensor:
@@ -184,7 +262,7 @@ def _compared(logits_of: Callable[[slice], Tensor], window: Window, fp32_head: T
 
 
 def differences(fp32: Tensor, other: Tensor, said: Tensor, barred: Tensor) -> Tensor:
-    """Return, at each place: KL(fp32 || other) in nats, 1 where the likeliest token is another, and a log-likelihood.
+    """Return, at each place: KL(fp32 || other) in nats, whether the likeliest token is not fp32's, a log-likelihood.
 
     The latter is the other's of the token that fp32 `said`, less fp32's own. Logits are (places, vocabulary); tokens
     that are `barred`, of the same shape, take no part.
@@ -192,5 +270,5 @@ def differences(fp32: Tensor, other: Tensor, said: Tensor, barred: Tensor) -> Te
     ours, theirs = (logits.double().masked_fill(barred, float("-inf")).log_softmax(dim=1) for logits in (fp32, other))
     change = (theirs - ours).masked_fill(barred, 0.0)
     kl = -(ours.exp() * change).sum(dim=1)
-    flips = ours.argmax(dim=1) != theirs.argmax(dim=1)
+    flips = theirs.argmax(dim=1) != said
     return torch.stack([kl, flips.double(), change.gather(1, said[:, None]).flatten()], dim=1)

@@ -330,17 +330,22 @@ def test_threads_are_pytorchs(saved: dict[str, common.Saved]) -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
 
 
-def test_agreement_of_an_engine_is_that_of_its_logits(saved: dict[str, common.Saved], baseline: Path) -> None:
+def test_an_engine_is_heard_by_its_logits_and_its_text(
+    saved: dict[str, common.Saved], baseline: Path, tmp_path: Path
+) -> None:
     model = weights.load(baseline)
     vocabulary = decoding.Vocabulary.read(baseline, "en", "transcribe")
     states = agreement.states(model, decoding.features(model, [heard()]), TOKENS, 12)
     window = agreement.Window("u", TOKENS, states)
     mask = torch.zeros(2, len(model.proj_out.weight), dtype=torch.bool)
     mask[:, vocabulary.suppressed] = True
-    found = {
-        name: agreement.compare_engine(opened(saved[name].folder, name), heard(), window, model.proj_out.weight, mask)
-        for name in RUNTIMES
-    }
+    (spoken,) = utterances([1.5], tmp_path)
+    found = {}
+    for name in RUNTIMES:
+        engine = opened(saved[name].folder, name)
+        listener = agreement.Listener(engine, model.proj_out.weight, vocabulary, 12, stepwise=False)
+        found[name], said = listener.hear(spoken, [window], mask)
+        assert said == decoding.transcribe(engine, [spoken], vocabulary, 12, 1)[0]
     assert all(each.shape == (12, 3) for each in found.values())
     kl = {name: float(each[:, 0].mean()) for name, each in found.items()}
     assert kl["ct2-float32"] < 1e-9 < kl["ggml-q8-0"] < kl["ggml-q5-1"]

@@ -74,3 +74,17 @@ def test_other_tokens_or_utterances_are_refused() -> None:
     assert str(error.value) == (
         "reports/agreement is of other utterances than reports/scores; run 'dvc repro' to make both anew"
     )
+
+
+def test_neighbours_by_size_are_told_apart_or_a_tie() -> None:
+    # Twelve speakers, of 10 tokens each; the smallest is farther from fp32 in every one of them.
+    speakers = [f"s{n}" for n in range(12)]
+    kls = {"small": [0.5] * 12, "middle": [0.2] * 12, "large": [0.1, 0.3] * 6}
+    of = {name: agreed(*[(s, 10, kl, 0) for s, kl in zip(speakers, each, strict=True)]) for name, each in kls.items()}
+    found = agreement.neighbours(of, "clean", ["small", "middle", "large"], seed=0)
+    assert list(found) == ["small", "middle"]
+    small, middle = found.values()
+    assert (small["larger"], middle["larger"]) == ("middle", "large")
+    assert (small["kl_less_larger"], middle["kl_less_larger"]) == (pytest.approx(0.03), pytest.approx(0.0))
+    assert (small["p_kl"], middle["p_kl"]) == (pytest.approx(2 * 2 / 2**12), 1.0)
+    assert agreement.neighbours(of, "clean", ["small"], seed=0) == {}

@@ -8,7 +8,7 @@ from pipeline.results import claims
 from pipeline.results.claims import FAILS, HOLDS, OPEN
 from tests.backends import test_sizes
 from tests.conftest import ROOT
-from tests.made import FP32, NOT_SIGNIFICANT, frame, line
+from tests.made import FP32, UNDECIDED, frame, line
 
 VARIANTS = params.read(ROOT).variants
 
@@ -23,8 +23,8 @@ def row(given: dict[str, Any]) -> Any:
     [
         (-0.3, -0.1, "better", HOLDS),
         (0.1, 0.3, "worse", FAILS),
-        (-0.2, 0.1, NOT_SIGNIFICANT, OPEN),
-        (-0.3, -0.1, NOT_SIGNIFICANT, OPEN),  # the interval is not corrected for many variants, the verdict is
+        (-0.2, 0.1, UNDECIDED, OPEN),
+        (-0.3, -0.1, UNDECIDED, OPEN),  # the interval is not corrected for many variants, the verdict is
     ],
 )
 def test_an_improvement(low: float, high: float, verdict: str, expected: str) -> None:
@@ -38,9 +38,9 @@ def test_an_improvement(low: float, high: float, verdict: str, expected: str) ->
         (2.5, 3.0, "worse", HOLDS),
         (0.1, 1.0, "worse", FAILS),
         (3.0, 9.0, "worse", FAILS),
-        (-0.5, 2.0, NOT_SIGNIFICANT, FAILS),  # whatever it is, it is not 2.5
-        (-0.5, 3.0, NOT_SIGNIFICANT, OPEN),
-        (0.1, 3.0, NOT_SIGNIFICANT, OPEN),
+        (-0.5, 2.0, UNDECIDED, FAILS),  # whatever it is, it is not 2.5
+        (-0.5, 3.0, UNDECIDED, OPEN),
+        (0.1, 3.0, UNDECIDED, OPEN),
         (-3.0, -2.0, "better", FAILS),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.results import figures, tables
 from tests import made
-from tests.made import FP32, NOT_SIGNIFICANT, Row, frame
+from tests.made import FP32, UNDECIDED, Row, frame
 
 
 def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-clean", backend: str = "hqq") -> Row:
@@ -26,7 +26,7 @@ def result(variant: str, wer: float, size_mb: float = 100.0, split: str = "test-
         "delta": delta,
         "delta_low": delta - 0.5,
         "delta_high": delta + 0.5,
-        "verdict": "baseline" if variant == "fp32" else "worse" if delta > 0.5 else NOT_SIGNIFICANT,
+        "verdict": "baseline" if variant == "fp32" else "worse" if delta > 0.5 else UNDECIDED,
     }
 
 
@@ -69,7 +69,7 @@ def silent(variant: str, rate: float) -> Row:
 
 def quiet(variant: str) -> Row:
     """Return a result of a variant that writes nothing, as fp32 does."""
-    verdict = "baseline" if variant == "fp32" else NOT_SIGNIFICANT
+    verdict = "baseline" if variant == "fp32" else UNDECIDED
     zeros = dict.fromkeys(["rate_high", "delta", "delta_low", "delta_high"], 0.0)
     return silent(variant, 0.0) | zeros | {"verdict": verdict}
 

@@ -40,12 +40,10 @@ def names(rows: list[Any]) -> list[str]:
 
 def test_each_split_then_the_smallest_then_loops_then_the_fastest(told: Told) -> None:
     assert told(LINES) == [
-        "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: none. Significantly better: `quanto-int8` "
-        "(-0.07). Not distinguishable from fp32: `hqq-int3`; the smallest difference that this speech would have shown "
-        "is 0.40 points.",
-        "test-other: fp32's WER is 8.00 % [7.00, 9.00]. Significantly worse: `hqq-int3` (+2.00). Significantly better: "
-        "none. Not distinguishable from fp32: `quanto-int8`; the smallest difference that this speech would have shown "
-        "is 0.50 points.",
+        "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Surely worse: none. Surely better: `quanto-int8` "
+        "(-0.07). Undecided: `hqq-int3`.",
+        "test-other: fp32's WER is 8.00 % [7.00, 9.00]. Surely worse: `hqq-int3` (+2.00). Surely better: "
+        "none. Undecided: `quanto-int8`.",
         "Shown to cost less than 1.0 points on this speech, by intervals that end below that on every split "
         "(uncorrected, and no less than three words wide), smallest first: `quanto-int8` (412.2 MB).",
         "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, "
@@ -58,8 +56,8 @@ def test_each_split_then_the_smallest_then_loops_then_the_fastest(told: Told) ->
 def test_findings_follow_the_results(told: Told) -> None:
     slow = [FP32, line("hqq-int3", 1.0, 0.5, 1.5, "worse", latency_p50_ms=900.0)]
     assert told(slow) == [
-        "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Significantly worse: `hqq-int3` (+1.00). Significantly better: "
-        "none.",
+        "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Surely worse: `hqq-int3` (+1.00). Surely better: "
+        "none. Undecided: none.",
         "Of no variant does this speech show that it costs less than 1.0 points on every split.",
         "Every quantized variant has an interval wholly above zero on some split.",
         "No such variant answers a single utterance faster than fp32's median of 800 ms.",
@@ -82,7 +80,7 @@ def test_few_words_show_nothing_even_where_none_differs(told: Told) -> None:
 
 
 def test_smallest_is_not_what_chance_cannot_tell_apart(told: Told) -> None:
-    """Holm's verdict on few utterances may be "no significant difference" of a variant that is useless."""
+    """Holm's verdict on few utterances may be "undecided" of a variant that is useless."""
     useless = line("quanto-int2", 3123.0, 1060.0, 5185.0, size_mb=90.0)
     wide = line("quanto-int4", 7.0, -9.8, 23.9, size_mb=94.3, size_reduction=37.6)
     found = told([FP32, useless, wide])
@@ -93,11 +91,11 @@ def test_smallest_is_not_what_chance_cannot_tell_apart(told: Told) -> None:
     )
 
 
-def test_the_smallest_difference_depends_on_the_variant(told: Told) -> None:
-    alike = [line("a", 0.1, -0.2, 0.4), FP32, line("b", 9.0, -2.0, 20.0, smallest_detectable=12.5)]
-    assert told(alike)[0].endswith(
-        "Not distinguishable from fp32: `a`, `b`; the smallest difference that this speech would have shown is 0.40 to "
-        "12.50 points, by variant."
+def test_verdicts_tell_their_margin_and_what_would_decide(told: Told) -> None:
+    small = [line(name, 0.1, -0.2, 0.2, "no worse", no_worse_than=margin) for name, margin in (("a", 0.3), ("b", 0.5))]
+    open_ = [line("c", 9.0, -2.0, 20.0, units_to_decide=1234.0), line("d", 1.0, -2.0, 4.0)]
+    assert told([FP32, *small, *open_])[0].endswith(
+        " No worse than 0.3 points: `a`. No worse than 0.5 points: `b`. Undecided: `c` (1,234 speakers would do), `d`."
     )
 
 
@@ -110,16 +108,22 @@ def test_where_nothing_is_said_words_a_minute_are_counted(told: Told) -> None:
     }
     base = FP32 | silent | {"rate": 0.5, "rate_low": 0.1, "rate_high": 2.5}
     assert told([base, line("a", 0.1, -0.2, 0.4, **silent)])[0] == (
-        "silence: fp32's insertion rate is 0.50/min [0.10, 2.50]. Significantly worse: none. Significantly better: "
-        "none. Not distinguishable from fp32: `a`; the smallest difference that this speech would have shown is 0.40 "
-        "words a minute."
+        "silence: fp32's insertion rate is 0.50/min [0.10, 2.50]. Surely worse: none. Surely better: none. "
+        "Undecided: `a`."
     )
 
 
 def test_the_grid_is_counted_in_passes_of_fp32() -> None:
     """500 + 600 + 400 s on both splits at once; a third variant of 1,500 s makes it 3,000 s in place of 2,000."""
-    assert findings.passes(study(LINES)) == (1500.0, 1.0)
-    assert findings.passes(study([*CLEAN, line("a", 0, 0, 0, transcribe_s=1500.0)])) == (3000.0, 1.5)
+    assert findings.passes(study(LINES)) == 1.0
+    assert findings.passes(study([*CLEAN, line("a", 0, 0, 0, transcribe_s=1500.0)])) == 1.5
+
+
+def test_neighbours_are_told_apart_by_the_corrected_p_value() -> None:
+    (row, *_) = study([line("a", 0, 0, 0, kl_less_larger=0.1, p_kl=0.04), *CLEAN]).of("a")
+    assert findings.told_apart(row) == "farther"
+    assert findings.told_apart(row._replace(kl_less_larger=-0.1)) == "nearer"
+    assert findings.told_apart(row._replace(p_kl=0.05)) == "tie"
 
 
 def test_safe_sound_and_fastest_are_asked_on_every_split() -> None:

@@ -89,11 +89,11 @@ def test_the_tables(folder: Path) -> None:
         "| --- | --- | --- | --- | --- | --- |\n"
         "| fp32 | 3.50 [3.00, 4.10] |  | 8.00 [7.00, 9.00] |  |  |\n"
         "| quanto-int8 | 3.43 [3.00, 4.10] | -0.07 [-0.12, -0.02] **better** | 8.02 [7.00, 9.00] | "
-        "+0.02 [-0.30, +0.34] n.s. |  |\n"
-        "| hqq-int3 | 3.80 [3.00, 4.10] | +0.30 [-0.10, +0.70] n.s. | 10.00 [7.00, 9.00] | "
+        "+0.02 [-0.30, +0.34] undecided |  |\n"
+        "| hqq-int3 | 3.80 [3.00, 4.10] | +0.30 [-0.10, +0.70] undecided | 10.00 [7.00, 9.00] | "
         "+2.00 [+1.10, +2.90] **worse** | 3 (9.00) |\n"
         "\n"
-        "n.s.: no significant difference."
+        "Worse and better: significant after Holm's correction over all variants.\nUndecided: neither."
     )
     assert found["Size, time and memory"].split("\n\n")[0] == (
         "| variant | MB | saved | of fp16 | bits/weight | p50 ms | p95 ms | RTFx | peak MB |\n"
@@ -110,7 +110,7 @@ def test_the_tables(folder: Path) -> None:
         "| test-other | true | 444 | basic | 150/20/22 | 11.00 | +3.00 [+1.50, +4.50] | 2 (9.90) |"
     )
     assert found["Speed"] == (
-        "The grid, all 3 variants over all of the speech, took 1,500 s: 1.00 times what 3 passes of fp32 take.\n"
+        "All 3 variants in batches took 1.00 times what 3 passes of fp32 take.\n"
         "\n"
         "| engine, fp32 unless it says otherwise | RTFx | time, ours is 1 | texts that differ from ours |\n"
         "| --- | --- | --- | --- |\n"
@@ -132,7 +132,7 @@ RULES = """\
   bits, and does not hold where any interval lies below that of more bits.
 - A claim about Whisper-small's size holds where the saving is within one point of it; other models have other shares
   of quantized weights and tell nothing.
-- Everything else cannot be told; where a verdict is "no significant difference", the smallest difference that the
+- Everything else cannot be told; where a verdict is "undecided", the smallest difference that the
   corpus would have shown stands beside it."""
 
 
@@ -264,7 +264,7 @@ def test_headline_is_compact_and_leaves_the_candidate_out(tmp_path: Path) -> Non
         "p50 ms (of fp32's) |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| fp32 | 966.9 | 0.0 % | 3.50 |  | 8.00 |  | 800 (1.00) |\n"
-        "| quanto-int8 | 412.2 | 57.4 % | 3.43 | -0.07 [-0.12, -0.02] **better** | 8.02 | +0.02 [-0.30, +0.34] n.s. | "
+        "| quanto-int8 | 412.2 | 57.4 % | 3.43 | -0.07 [-0.12, -0.02] **better** | 8.02 | +0.02 [-0.30, +0.34] undecided | "
         "900 (1.12) |"
     )
 

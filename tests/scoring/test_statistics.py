@@ -73,7 +73,7 @@ def test_a_difference_is_paired_and_exactly_nothing_between_equal_errors() -> No
     words = np.full((1, 50), 20)
     base, same, worse = estimates(np.array([wrong, wrong, wrong + 1]), words, resamples=500, seed=3, base=0)
     assert (base.value, base.error) == (0.0, 0.0)
-    assert (same.value, same.error, same.interval(), same.p_value()) == (0.0, 0.0, (0.0, 0.0), 1.0)
+    assert (same.value, same.error, same.interval()) == (0.0, 0.0, (0.0, 0.0))
     assert (worse.value, worse.error) == pytest.approx((5.0, 0.0))  # one more error in each 20 words, whoever is drawn
 
 
@@ -103,25 +103,66 @@ def test_interval_of_a_rate_is_so_in_its_logarithm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "units", "p"),
+    ("units", "both", "low"),
     [
-        (2.2621572, 1.0, 10, 0.05),
-        (-2.2621572, 1.0, 10, 0.05),
-        (4.2968057, 1.0, 10, 0.002),
-        (0.0, 1.0, 10, 1.0),
-        (0.0, 0.0, 10, 1.0),
-        (3.0, 0.0, 10, 2 / 1024),  # all units agree: ten of ten heads, or ten tails
-        (3.0, 0.0, 1, 1.0),
+        # All eight patterns of 1, 2 and 4: sums of -7, -5, ... 7, each once.
+        ([1, 2, 4], 2 / 8, 8 / 8),
+        ([-1, 2, 4], 4 / 8, 7 / 8),  # 5
+        ([1, 2, -4], 8 / 8, 4 / 8),  # -1
+        ([-1, -2, -4], 2 / 8, 1 / 8),
+        ([3, 0, 0, 0], 1.0, 1.0),  # a single unit tells nothing, however bad
+        ([0, 0], 1.0, 1.0),
+        ([1] * 10, 2 / 1024, 1.0),  # ten of ten heads, or ten tails
+        ([1, 1, 1, -1], 10 / 16, 15 / 16),
+        ([0.1, 0.2, -0.3], 1.0, 5 / 8),  # -0.6, -0.4, -0.2, 0, 0, 0.2, 0.4 and 0.6, rounded
     ],
 )
-def test_p_value(value: float, error: float, units: int, p: float) -> None:
-    assert Estimate(value, error, units, freedom=9.0).p_value() == pytest.approx(p, abs=1e-6)
+def test_sign_flips_by_hand(units: list[float], both: float, low: float) -> None:
+    found = statistics.sign_flips(np.array([units]), seed=0)
+    assert [float(each[0]) for each in found] == pytest.approx([both, low])
 
 
-@pytest.mark.parametrize("value", [2.26, 2.2621, 2.2622, 2.27])
-def test_p_value_calls_no_difference_significant_whose_interval_holds_zero(value: float) -> None:
-    estimate = Estimate(value, 1.0, units=10, freedom=9.0)
-    assert (estimate.p_value() < statistics.SIGNIFICANT) == (estimate.interval()[0] > 0)
+def test_drawn_signs_are_near_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(0.4, 1.0, (6, 18))
+    exact = statistics.sign_flips(values, seed=0)
+    monkeypatch.setattr(statistics, "EXACT", 17)
+    drawn = statistics.sign_flips(values, seed=0)
+    for one, other in zip(exact, drawn, strict=True):
+        assert one == pytest.approx(other, abs=0.005)  # three standard errors of 100,000
+        assert (one != other).all()
+    again, other_seed = statistics.sign_flips(values, seed=0), statistics.sign_flips(values, seed=1)
+    assert (again[0] == drawn[0]).all()
+    assert (other_seed[0] != drawn[0]).any()
+
+
+def test_rows_do_not_change_each_other() -> None:
+    values = np.random.default_rng(1).normal(size=(5, 30))
+    together = statistics.sign_flips(values, seed=3)
+    alone = [statistics.sign_flips(values[row : row + 1], seed=3) for row in range(5)]
+    assert together[0].tolist() == [float(each[0][0]) for each in alone]
+    assert together[1].tolist() == [float(each[1][0]) for each in alone]
+
+
+def test_sign_test_is_a_fair_coin() -> None:
+    assert statistics.sign_test(0, 6) == pytest.approx(2 / 64)
+    assert statistics.sign_test(9, 1) == pytest.approx(2 * 11 / 1024)
+    assert (statistics.sign_test(3, 3), statistics.sign_test(0, 0)) == (1.0, 1.0)
+
+
+def test_to_decide_grows_with_the_square_of_the_distance() -> None:
+    # A difference of 0.5 is as far from 0 as from the margin of 1.0, of which one side is tested: the quicker.
+    reach = 1.8331 + 0.8834
+    assert Estimate(0.5, 1.0, units=10, freedom=9.0).to_decide(1) == pytest.approx((reach / 0.5) ** 2, rel=1e-4)
+    assert Estimate(0.0, 1.0, units=10, freedom=9.0).to_decide(1) == pytest.approx(reach**2, rel=1e-4)
+    assert Estimate(3.0, 1.0, units=10, freedom=9.0).to_decide(1) == pytest.approx((3.1456 / 3) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "tests", "unit"),
+    [(9, 1, "utterance"), (10, 18, "speaker"), (10, 35, "utterance"), (11, 35, "speaker"), (40, 35, "speaker")],
+)
+def test_speakers_decide_where_they_can(speakers: int, tests: int, unit: str) -> None:
+    assert statistics.test_unit([f"s{n % speakers}" for n in range(120)], tests) == unit
 
 
 def test_detectable_is_the_sum_of_both_quantiles() -> None:
@@ -267,5 +308,5 @@ def errors(alignment: str) -> list[int]:
 @pytest.mark.parametrize(("tests", "units"), [(1, 6), (2, 7), (18, 10)])
 def test_fewest_units_that_the_sign_test_finds(tests: int, units: int) -> None:
     assert statistics.fewest_to_show(tests) == units
-    agree = [statistics.Estimate(1.0, 0.0, count, 1.0).p_value() for count in (units - 1, units)]
+    agree = [float(statistics.sign_flips(np.ones((1, count)), 0)[0][0]) for count in (units - 1, units)]
     assert agree[1] <= statistics.SIGNIFICANT / tests < agree[0]

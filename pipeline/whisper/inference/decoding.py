@@ -240,12 +240,44 @@ def _decode(
     """Do as `greedy` does, and return each row's language, too: as `told`, or else where it is to be detected."""
     limit = most(model, vocabulary, max_new_tokens)
     caches = model.caches(features, len(vocabulary.prompt) + limit)
-    rows = list(range(len(features)))  # the utterance in each row of the batch
-    spoken = told or _languages(model, caches, vocabulary, len(rows))
+    return decode(model, caches, vocabulary, limit, names, told)
+
+
+@torch.no_grad()
+def decode(
+    model: Whisper,
+    caches: list[tuple[Cache, Cache]],
+    vocabulary: Vocabulary,
+    limit: int,
+    names: Sequence[str],
+    told: Sequence[int] = (),
+) -> tuple[Sequence[int], list[list[int]]]:
+    """Do the same where the caches hold the sound, and no text."""
+    rows = len(caches[0][1].keys)
+    spoken = told or _languages(model, caches, vocabulary, rows)
+    tokens = torch.tensor(vocabulary.prompts(rows, spoken), device=model.device)
+    return spoken, go_on(model, caches, tokens, vocabulary, limit, names, first=True)
+
+
+@torch.no_grad()
+def go_on(
+    model: Whisper,
+    caches: list[tuple[Cache, Cache]],
+    tokens: Tensor,
+    vocabulary: Vocabulary,
+    limit: int,
+    names: Sequence[str],
+    first: bool,
+) -> list[list[int]]:
+    """Return each row's tokens, `limit` at most and without the end, after those of `tokens` (rows, positions).
+
+    The caches hold what comes before `tokens`; `first`: these are the prompt. Raises UserError where the model's logits
+    are not numbers.
+    """
+    rows = list(range(len(tokens)))  # the utterance in each row of the batch
     results: list[list[int]] = [[] for _ in rows]
-    tokens = torch.tensor(vocabulary.prompts(len(rows), spoken), device=model.device)
     barred = _barrier(model, vocabulary.suppressed)
-    barred_now = barred + _barrier(model, vocabulary.suppressed_first)
+    barred_now = barred + _barrier(model, vocabulary.suppressed_first) if first else barred
     for _ in range(limit):
         scores = model.next_logits(tokens, caches) + barred_now
         best = scores.argmax(dim=1)  # of a NaN, if there is any
@@ -274,7 +306,7 @@ def _decode(
                 own.drop(empty, last, count)
                 heard.drop(empty, last, count)
         tokens = best[:count, None]
-    return spoken, results
+    return results
 
 
 def _languages(model: Whisper, caches: list[tuple[Cache, Cache]], vocabulary: Vocabulary, rows: int) -> list[int]:

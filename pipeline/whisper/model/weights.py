@@ -47,6 +47,11 @@ def load_packed(folder: Path, device: str) -> Whisper:
     return model
 
 
+def filled(folder: Path, tensors: dict[str, Tensor]) -> Whisper:
+    """Make the model of a folder's config.json of these tensors; raise UserError where they do not fit."""
+    return _filled(folder, skeleton(folder), tensors, lambda _: [])[0]
+
+
 def load_around(
     folder: Path, device: str, quantized: Callable[[Iterable[str]], list[str]]
 ) -> tuple[Whisper, dict[str, dict[str, Tensor]]]:
