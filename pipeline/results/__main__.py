@@ -18,8 +18,8 @@ from pipeline.results.text import caution, extent, interval, number, verdict
 
 NOTES = """\
 95 %: bootstrap interval of the difference to fp32, paired, by speaker or utterance as said above.
-Verdict: by sign flips, after Holm's correction over all variants, unlike the intervals. Loss<0.3: if it is worse, then by
-less than 0.3. Undecided: this speech is too little to show it worse, better, or losing less than 1.0.
+Verdict: by sign flips, after Holm's correction over all variants, unlike the intervals. Loss<0.3: if it is worse, then
+by less than 0.3. Undecided: this speech is too little to show it worse, better, or losing less than 1.0.
 Shows: the true difference that this corpus would find significant in four cases of five.
 KL: how far its next tokens' distributions are from fp32's, nats a token; flips: tokens whose likeliest is another.
 """

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ def test_claims_are_held_against_the_results_that_are_there() -> None:
         line("quanto-int8", -1.0, -2.0, -0.5, "better", split="dev-clean"),
         line("quanto-int8", -1.0, -2.0, -0.5, "better", split="test-other", measure="insertions_per_minute"),
     ]
-    found = claims.check(frame(*results), VARIANTS)
+    found = [check for check in claims.check(frame(*results), VARIANTS) if check.by == "the paper"]
     assert [(check.claim, [row.variant for row in check.rows], check.verdicts, check.of_sizes) for check in found] == [
         (
             "static int8 costs about +2.5 points on test-clean",
@@ -148,7 +149,44 @@ def test_sizes_are_told_once() -> None:
 @pytest.mark.parametrize(("high", "verdicts"), [(0.6, [HOLDS]), (0.8, [HOLDS, OPEN])])
 def test_equal_verdicts_are_told_once(high: float, verdicts: list[str]) -> None:
     results = frame(line("quanto-int4", 0.3, 0.1, 0.5), line("hqq-int4", 0.3, 0.1, high))
-    assert [check.verdicts for check in claims.check(results, VARIANTS)] == [verdicts]
+    found = claims.check(results, VARIANTS)
+    assert [check.verdicts for check in found if check.by == "the paper"] == [verdicts]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "margin", "low", "nothing", "much"),
+    [
+        ("no worse", 0.3, -0.1, HOLDS, FAILS),
+        ("no worse", 1.0, -0.1, OPEN, FAILS),
+        ("better", None, -0.9, OPEN, OPEN),
+        (UNDECIDED, None, -0.1, OPEN, OPEN),
+        ("worse", 0.3, 0.05, FAILS, FAILS),  # it loses something, and no more than 0.3
+        ("worse", None, 0.9, FAILS, OPEN),
+        ("worse", None, 1.1, FAILS, HOLDS),
+    ],
+)
+def test_nothing_and_much_are_judged_by_margins(
+    verdict: str, margin: float | None, low: float, nothing: str, much: str
+) -> None:
+    one = row(line("a", low + 0.2, low, low + 0.4, verdict, no_worse_than=margin))
+    assert (claims.costs_nothing(one), claims.costs_much(one)) == (nothing, much)
+
+
+def test_public_claims_are_about_the_variants_that_they_name() -> None:
+    def of(applies: str) -> set[str]:
+        (claim,) = [each for each in claims.PUBLIC if each.text == applies and each.split == "test-clean"]
+        extra = {
+            "six": dataclasses.replace(VARIANTS["gptq-int4"], bits=6),
+            "encoder": dataclasses.replace(VARIANTS["gptq-int4"], bits=8, encoder=4),
+        }
+        return {name for name, variant in (VARIANTS | extra).items() if claim.applies(variant)}
+
+    eight = {"quanto-int8", "quanto-int8-whole", "hqq-int8", "ggml-q8-0"}
+    assert of("8 bits cost nothing") == of("int8 is better than fp32") == eight
+    assert of("6 bits are neutral") == {"six"}
+    assert of("the encoder breaks below 8 bits") == {"encoder"}
+    assert of("a quantized embedding costs a lot") == {"quanto-int8-whole", "ggml-q8-0"}
+    assert of("tiny and base often fail with 4 bits") >= {"quanto-int4", "hqq-int4", "gptq-int4"}
 
 
 def test_whisper_smalls_sizes_are_those_that_a_model_of_its_architecture_has() -> None:
