@@ -13,6 +13,9 @@ from torch import Tensor
 from pipeline import backends, quantize
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant, backend_names
+from pipeline.speech import corpus
+from pipeline.whisper import agreement
+from pipeline.whisper.inference import decoding
 from pipeline.whisper.model import weights
 from tests import toy
 from tests.backends import common
@@ -306,3 +309,35 @@ def test_choose(value: object, choices: tuple[object, ...], sentence: str) -> No
     with pytest.raises(UserError) as error:
         backends.choose("hqq", "key", value, choices)
     assert str(error.value) == sentence
+
+
+def test_drafted_texts_are_those_of_decoding_from_scratch(
+    saved: dict[str, common.Saved], baseline: Path, tmp_path: Path
+) -> None:
+    """fp32's text is the draft of every variant's: where it would go on otherwise, it does."""
+    toy.speech(
+        tmp_path / "test/00000.parquet",
+        "test",
+        {f"u-{n}": length for n, length in enumerate((0.5, 2, 31, 9, 1, 4, 3, 6))},
+    )
+    utterances = list(corpus.read_shard(tmp_path / "test/00000.parquet"))
+    fp32, vocabulary = weights.load(baseline), decoding.Vocabulary.read(baseline, "en", "transcribe")
+    barred = torch.zeros(2, fp32.config.vocab_size, dtype=torch.bool)
+    barred[:, vocabulary.suppressed] = barred[0, vocabulary.suppressed_first] = True
+    said = decoding.transcribe(fp32, utterances, vocabulary, 12, 4)
+    windows = {
+        utterance.id: [
+            agreement.Window(utterance.id, tokens, agreement.states(fp32, features, tokens, len(tokens) - 2))
+            for features, text in zip(decoding.windows(fp32, utterance), heard.windows, strict=True)
+            for tokens in [[*vocabulary.prompt, *text, *[vocabulary.end] * (len(text) < 12)]]
+        ]
+        for utterance, heard in zip(utterances, said, strict=True)
+    }
+    other = 0
+    for name, made in saved.items():
+        stepwise = VARIANTS[name].activations == "dynamic"
+        listener = agreement.Listener(made.model, fp32.proj_out.weight, vocabulary, 12, stepwise)
+        heard = [listener.hear(each, windows[each.id], barred)[1] for each in utterances]
+        assert heard == [decoding.transcribe(made.model, [each], vocabulary, 12, 1)[0] for each in utterances], name
+        other += heard != said
+    assert other >= 3  # or nothing was shown
