@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline import backends
+from pipeline import agree, backends
 from pipeline.core import manifest, params
 from pipeline.core.params import BASELINE
 from pipeline.speech import corpus
@@ -44,7 +44,7 @@ def compare(name: str, settings: params.Params, number: int, head: Tensor) -> No
     folder, how = Path("models") / name, settings.decoding
     made = manifest.verify(folder)["variant"]
     alone = backends.quantizes_weights_alone(made["backend"], made["activations"])
-    load = backends.dequantized if settings.kernels == "dequantized" and alone else backends.load
+    load = agree.dequantized if settings.kernels == "dequantized" and alone else backends.load
     model = load(made["backend"], folder, "cpu")
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     limit = decoding.most(model, vocabulary, how.max_new_tokens)

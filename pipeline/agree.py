@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from pipeline.whisper.agreement import Listener
+    from pipeline.whisper.model.network import Whisper
 
 Row = dict[str, Any]
 
@@ -44,10 +45,10 @@ def main(variant: str) -> None:
     made = decided["checkpoint"]["variant"]
     name = made["backend"]
     device = machine.device(settings.device, name, backends.get(name).DEVICES)
-    dequantized = settings.kernels == "dequantized" and backends.quantizes_weights_alone(name, made["activations"])
-    decided |= {"decoding": vars(how), "dequantized": dequantized}
+    alone = settings.kernels == "dequantized" and backends.quantizes_weights_alone(name, made["activations"])
+    decided |= {"decoding": vars(how), "dequantized": alone}
     kept = pieces.Pieces(output, pieces.key("agree", name, device, [*shards.values(), *references.values()], **decided))
-    model = (backends.dequantized if dequantized else backends.load)(name, folder, device)
+    model = (dequantized if alone else backends.load)(name, folder, device)
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     limit = decoding.most(model, vocabulary, how.max_new_tokens)
     stepwise = made["activations"] == "dynamic"
@@ -64,13 +65,35 @@ def main(variant: str) -> None:
     }
     heard = [{key: row[key] for key in ("split", "id", "windows", "language")} for row in rows]
     files.write_json_lines(HEARD / f"{variant}.jsonl", heard)
-    found = {"variant": variant, "dequantized": dequantized, "splits": splits}
+    found = {"variant": variant, "dequantized": alone, "splits": splits}
     sums = [{key: row[key] for key in row if key not in ("windows", "language")} for row in rows]
     files.write_json(output, found | {"utterances": [rounded(row) for row in sums]})
     kept.finish()
     for split, rates in splits.items():
         flips = f"{rates['flips']:.2f} % of {rates['tokens']:,} tokens flip"
         print(f"{variant}, {split}: KL {rates['kl']:.6f} a token, {flips}")
+
+
+def dequantized(name: str, folder: Path, device: str) -> "Whisper":
+    """Read a checkpoint of a backend, which quantizes weights alone, as what its weights stand for: in float32."""
+    import torch
+
+    from pipeline import backends
+    from pipeline.whisper.model import weights
+
+    library = backends.get(name)
+    model = library.load(folder, device)
+    tensors = {}
+    for key in weights.skeleton(folder).state_dict():
+        place, _, leaf = key.rpartition(".")
+        module = model.get_submodule(place)
+        value = getattr(module, leaf, None)
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            assert isinstance(library, backends.Dequantizing)
+            value = library.dequantize(module)
+        assert isinstance(value, torch.Tensor)
+        tensors[key] = value.detach().float()
+    return weights.filled(folder, tensors)
 
 
 def file(variant: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
+from pipeline.agree import dequantized
 from pipeline.backends import ct2, ggml
 from pipeline.compare import TIMINGS
 from pipeline.core import files, manifest, params, stage
@@ -111,7 +112,7 @@ def hf(source: Path, backend: str, folder: Path) -> None:
 
     from pipeline.whisper.model import weights
 
-    tensors = backends.dequantized(backend, source, "cpu").state_dict()
+    tensors = dequantized(backend, source, "cpu").state_dict()
     half = all(tensor.half().float().equal(tensor) for tensor in tensors.values())
     tied = torch.equal(tensors[weights.HEAD], tensors[weights.EMBEDDING])
     if tied:

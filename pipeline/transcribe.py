@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.agree import HEARD
 from pipeline.core import files, machine, manifest, stage
 from pipeline.core.errors import UserError, naming
 from pipeline.speech import corpus
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.core import params
     from pipeline.whisper.inference.decoding import Engine, Vocabulary
     from pipeline.whisper.model.network import Whisper
+
+HEARD = Path("data/heard")
 
 PERCENTILES = (50, 90, 95)
 

@@ -72,7 +72,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "key of decoding": (
         lambda raw: raw["decoding"].update(max_tokens=9),
-        "transcribe: decoding: unknown key 'max_tokens' (did you mean 'max_new_tokens'?)",
+        "reference: decoding: unknown key 'max_tokens' (did you mean 'max_new_tokens'?)",
     ),
     "key of scoring": (
         lambda raw: raw["scoring"].update(normaliser="basic"),

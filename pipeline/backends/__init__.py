@@ -89,27 +89,6 @@ def quantizes_weights_alone(name: str, activations: str) -> bool:
     return activations == "none" and not runtime(get(name))
 
 
-def dequantized(name: str, folder: Path, device: str) -> "Whisper":
-    """Read a checkpoint of this backend, which quantizes weights alone, as what its weights stand for: in float32."""
-    import torch
-
-    from pipeline.whisper.model import weights
-
-    library = get(name)
-    model = library.load(folder, device)
-    tensors = {}
-    for key in weights.skeleton(folder).state_dict():
-        place, _, leaf = key.rpartition(".")
-        module = model.get_submodule(place)
-        value = getattr(module, leaf, None)
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            assert isinstance(library, Dequantizing)
-            value = library.dequantize(module)
-        assert isinstance(value, torch.Tensor)
-        tensors[key] = value.detach().float()
-    return weights.filled(folder, tensors)
-
-
 def get(name: str) -> Backend:
     """Import a backend by name; the library itself is imported only when it is used."""
     if name not in backend_names():

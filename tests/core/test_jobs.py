@@ -24,7 +24,7 @@ def test_every_stage_of_a_variant_is_in_its_job() -> None:
     settings = params.read(ROOT)
     found = jobs.stages_of(settings)
     assert list(found) == [*settings.variants, "candidate", "other protocols"]
-    assert found["bnb-nf4"] == ["quantize@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4", "agree@bnb-nf4"]
+    assert found["bnb-nf4"] == ["quantize@bnb-nf4", "agree@bnb-nf4", "transcribe@bnb-nf4", "score@bnb-nf4"]
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     each = [name for name in stages if stages[name].get("foreach") == "${variants}"]
     names = [f"{name}@{variant}" for name in each for variant in settings.variants]
