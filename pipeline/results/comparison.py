@@ -71,7 +71,9 @@ def differences(
         if name != BASELINE:
             row["smallest_detectable"] = max(leading.detectable(tests), least)
         if row["verdict"] == text.UNDECIDED:
-            row["units_to_decide"] = _to_decide(leading, tests, least)
+            # Without an error nothing differed, or all alike: then as many as make few errors less than the margin.
+            times = leading.to_decide(tests) if leading.error else least / statistics.MARGINS[-1]
+            row["units_to_decide"] = float(math.ceil(times * leading.units))
         result[name] = row
     return result
 
@@ -114,7 +116,7 @@ def _p_values(
     for i, name in enumerate(names):
         verdict, least = "baseline", None
         if name != BASELINE:
-            fits = (m for m in statistics.MARGINS if columns[no_worse(m)][name] < statistics.SIGNIFICANT)
+            fits = (m for m in statistics.MARGINS if columns[no_worse(m)][name] < statistics.ONE_SIDED)
             least = next(fits, None)
             verdict = text.UNDECIDED if least is None else text.NO_WORSE
             if columns["p_holm"][name] < statistics.SIGNIFICANT:
@@ -126,12 +128,6 @@ def _p_values(
 def no_worse(margin: float) -> str:
     """Return the column with the p-value of a loss as large as a margin."""
     return f"p_no_worse_{margin}".replace(".", "_")
-
-
-def _to_decide(found: statistics.Estimate, tests: int, least: float) -> float | None:
-    """Return how many units would decide; None where no number is known to."""
-    times = found.to_decide(tests) if found.error else least / statistics.MARGINS[-1]
-    return float(math.ceil(times * found.units)) if math.isfinite(times) else None
 
 
 def sizes(total: int, full: int) -> Row:

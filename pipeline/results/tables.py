@@ -103,7 +103,7 @@ RESULT_COLUMNS = {
     "p_value": "two-sided p-value of no difference, by sign flips of test_unit",
     "p_holm": "the same after Holm's correction over all variants",
     "p_no_worse_*": "p-value of a loss of 0.3, 0.5 or 1.0 in the measure's unit or more, after the same correction",
-    "verdict": "text: baseline; worse or better (p_holm below 0.05); no worse (below 0.05 for a margin); undecided",
+    "verdict": "text: baseline; worse or better (p_holm below 0.05); no worse (below 0.025 for a margin); undecided",
     "no_worse_than": "smallest margin that its p-value shows the loss to be below; empty: none of the three",
     "units_to_decide": "speakers (utterances: see interval_unit) that would decide it in four of five, by estimate",
     "smallest_detectable": "true difference that would be found in four such corpora of five, in the measure's unit",

@@ -150,11 +150,16 @@ def test_sign_test_is_a_fair_coin() -> None:
 
 
 def test_to_decide_grows_with_the_square_of_the_distance() -> None:
-    # A difference of 0.5 is as far from 0 as from the margin of 1.0, of which one side is tested: the quicker.
-    reach = 1.8331 + 0.8834
-    assert Estimate(0.5, 1.0, units=10, freedom=9.0).to_decide(1) == pytest.approx((reach / 0.5) ** 2, rel=1e-4)
-    assert Estimate(0.0, 1.0, units=10, freedom=9.0).to_decide(1) == pytest.approx(reach**2, rel=1e-4)
-    assert Estimate(3.0, 1.0, units=10, freedom=9.0).to_decide(1) == pytest.approx((3.1456 / 3) ** 2, rel=1e-3)
+    reach = 2.2622 + 0.8834
+    for value, far in (
+        (0.5, 0.5),
+        (0.0, 1.0),
+        (0.2, 0.8),
+        (3.0, 3.0),
+        (-1.0, 2.0),
+    ):  # from the margin of 1.0, or from 0
+        found = Estimate(value, 1.0, units=10, freedom=9.0).to_decide(1)
+        assert found == pytest.approx((reach / far) ** 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
