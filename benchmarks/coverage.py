@@ -11,10 +11,11 @@ utterances would (here 1.6 to 1.9), and leave that of the difference to fp32 as 
 Prints in per cent, for each corpus and true difference, how many 95 % intervals hold it: ours, those that sign flips
 would give (all differences that they do not reject), and the plain percentiles of the bootstrap; how many intervals of
 fp32's own WER hold that; and how often one variant is found worse (or better), and no worse than each margin. Of a true
-difference of 0.0, "worse" and "better" are errors, and so is "no worse than" a margin that is the truth: each should be
-5 % at most. Everywhere else these columns are the power. By chance alone a figure of 5 varies by 0.5 (standard error)
-where there are 2,000 corpora, by 1.0 where there are 500. Ends with status 1 where our intervals hold less than 93 or
-more than 97 %, or an error is more frequent than 5 %. What nothing can find is not tried: where one utterance in a
+difference of 0.0, "worse" and "better" are errors, and so is "no worse than" a margin that the truth reaches: each
+should be 5 % at most. Else these columns are the power, of one variant: Holm's correction over many takes some
+of it, and as much of the errors. By chance alone a figure of 5 varies by 0.5 (standard error) where there are 2,000
+corpora, by 1.0 where there are 500. Ends with status 1 where our intervals hold less than 92 or more than 98 %, or an
+error is more frequent than 5 %. What nothing can find is not tried: where one utterance in a
 thousand loops, a corpus without a loop knows nothing of the words that loops would add.
 
 Usage: python -m benchmarks.coverage [--trials 1000]
@@ -62,6 +63,7 @@ class Corpus:
     wer: float
     differences: tuple[float, ...]
     trials: int
+    replaced: float = REPLACED
 
 
 def uneven(speakers: int, utterances: int) -> tuple[int, ...]:
@@ -75,6 +77,7 @@ CORPORA = (
     Corpus("subset, other", (12, 12, 10, 10, 10, 10, 1, 1, 1, 1), 11.0, (0.0, 0.3, 1.0, 2.0, 6.0), 2000),
     Corpus("study, clean", (8,) * 40, 5.0, (0.0, 0.3, 0.5, 1.0, 2.0), 2000),
     Corpus("study, other", uneven(15, 324), 11.0, (0.0, 0.3, 0.5, 1.0, 2.0), 2000),
+    Corpus("near fp32", (8,) * 40, 5.0, (0.3, 0.5, 1.0), 2000, replaced=0.0),
     Corpus("whole, clean", uneven(40, 2620), 5.0, (0.0, 0.3, 1.0), 500),
     Corpus("whole, other", uneven(33, 2939), 11.0, (0.0, 0.3, 1.0), 500),
 )
@@ -96,10 +99,10 @@ def simulate(corpus: Corpus, difference: float, unit: str, rng: np.random.Genera
         return np.asarray(of_speaker * rng.exponential(size=len(speakers)))  # both have a mean of 1
 
     expected = words * corpus.wer / 100 * difficulty(SPEAKERS_VARY)
-    common = rng.poisson(expected * (1 - REPLACED))
-    fp32 = common + rng.poisson(expected * REPLACED)
+    common = rng.poisson(expected * (1 - corpus.replaced))
+    fp32 = common + rng.poisson(expected * corpus.replaced)
     added = words * difference / 100 * difficulty(DIFFERENCES_VARY)
-    variant = common + rng.poisson(expected * REPLACED + added)
+    variant = common + rng.poisson(expected * corpus.replaced + added)
     return np.array([fp32, variant]), words[None], [f"s{speaker:02}" for speaker in speakers]
 
 
@@ -110,6 +113,7 @@ def trial(corpus: Corpus, difference: float, unit: str, seed: int) -> list[bool]
     """Return COLUMNS for one corpus: which intervals hold the truth, and what is found."""
     rng = np.random.default_rng([1, seed])  # not the bootstrap's own stream, which `seed` alone gives
     errors, words, speakers = simulate(corpus, difference, unit, rng)
+    rare = [statistics.as_few_new(errors[1:] - errors[0], words.sum(), margin) for margin in statistics.MARGINS]
     if unit == "speaker":
         errors, words = statistics.per_group(errors, speakers), statistics.per_group(words, speakers)
     sampled = statistics.bootstrap(errors, words, RESAMPLES, seed)
@@ -129,7 +133,7 @@ def trial(corpus: Corpus, difference: float, unit: str, seed: int) -> list[bool]
         _holds(of_fp32, corpus.wer),
         bool(found and ours.value > 0),
         bool(found and ours.value < 0),
-        *(low[2:] < statistics.ONE_SIDED).tolist(),
+        *(np.maximum(low[2:], np.ravel(rare)) < statistics.ONE_SIDED).tolist(),
     ]
 
 
@@ -138,7 +142,7 @@ def _holds(interval: tuple[float, float] | Floats, truth: float) -> bool:
 
 
 def main(trials: int | None) -> bool:
-    """Print the table; return whether our intervals hold 93 to 97 %, and no error is more frequent than 5 %."""
+    """Print the table; return whether our intervals hold 92 to 98 %, and no error is more frequent than 5 %."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
     start = time.monotonic()
     good = True
@@ -154,8 +158,8 @@ def main(trials: int | None) -> bool:
                     done = pool.map(partial(trial, corpus, difference, unit), range(count), chunksize=25)
                     found = dict(zip(COLUMNS, 100 * np.mean(list(done), axis=0), strict=True))
                     errs = [found["worse"], found["better"]] if difference == 0 else []
-                    errs += [found[f"<{margin}"] for margin in statistics.MARGINS if margin == difference]
-                    good &= bool(93 <= found["ours"] <= 97 and max(errs, default=0) <= 5)
+                    errs += [found[f"<{margin}"] for margin in statistics.MARGINS if margin <= difference]
+                    good &= bool(92 <= found["ours"] <= 98 and max(errs, default=0) <= 5)
                     of = (unit, corpus.name, sum(corpus.utterances), len(corpus.utterances), count, difference)
                     cells = (*of, *(f"{value:.1f}" for value in found.values()))
                     print("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)), flush=True)

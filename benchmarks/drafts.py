@@ -43,9 +43,8 @@ def compare(name: str, settings: params.Params, number: int, head: Tensor) -> No
     """Print the line of a variant."""
     folder, how = Path("models") / name, settings.decoding
     made = manifest.verify(folder)["variant"]
-    alone = backends.quantizes_weights_alone(made["backend"], made["activations"])
-    load = agree.dequantized if settings.kernels == "dequantized" and alone else backends.load
-    model = load(made["backend"], folder, "cpu")
+    plain = agree.dequantizes(settings.kernels, made["backend"], made["activations"])
+    model = (agree.dequantized if plain else backends.load)(made["backend"], folder, "cpu")
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     limit = decoding.most(model, vocabulary, how.max_new_tokens)
     listener = Listener(model, head, vocabulary, limit, stepwise=made["activations"] == "dynamic")

@@ -2,8 +2,8 @@
 
 Times one utterance through the encoder and one decoder step of a batch, of a randomly initialised Whisper of the asked
 size: weights do not matter for time. The estimate multiplies them with LibriSpeech's 5,559 test utterances of about 25
-tokens each, and with the number of variants in params.yaml. It leaves out loops, and that weight-only variants take
-longer than fp32 (see the "grid" line of the studies).
+tokens each, and with the number of variants in params.yaml. It is of decoding everything: the draft of fp32's text
+saves some of it, loops and slow kernels add to it.
 
 Usage: python -m benchmarks.full_study [--size small] [--batch-size 16]
 """

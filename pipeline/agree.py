@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-HEARD = Path("data/heard")
-
 
 def main(variant: str) -> None:
     """Write data/heard/<variant>.jsonl and reports/agreement/<variant>.json, the same on every run."""
@@ -45,10 +43,10 @@ def main(variant: str) -> None:
     made = decided["checkpoint"]["variant"]
     name = made["backend"]
     device = machine.device(settings.device, name, backends.get(name).DEVICES)
-    alone = settings.kernels == "dequantized" and backends.quantizes_weights_alone(name, made["activations"])
-    decided |= {"decoding": vars(how), "dequantized": alone}
+    plain = dequantizes(settings.kernels, name, made["activations"])
+    decided |= {"decoding": decoding.rules(how), "dequantized": plain}
     kept = pieces.Pieces(output, pieces.key("agree", name, device, [*shards.values(), *references.values()], **decided))
-    model = (dequantized if alone else backends.load)(name, folder, device)
+    model = (dequantized if plain else backends.load)(name, folder, device)
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     limit = decoding.most(model, vocabulary, how.max_new_tokens)
     stepwise = made["activations"] == "dynamic"
@@ -64,14 +62,21 @@ def main(variant: str) -> None:
         for split, of in itertools.groupby(rows, key=lambda row: row["split"])
     }
     heard = [{key: row[key] for key in ("split", "id", "windows", "language")} for row in rows]
-    files.write_json_lines(HEARD / f"{variant}.jsonl", heard)
-    found = {"variant": variant, "dequantized": alone, "splits": splits}
+    files.write_json_lines(decoding.HEARD / f"{variant}.jsonl", [decoding.source(decided["checkpoint"], how), *heard])
+    found = {"variant": variant, "dequantized": plain, "splits": splits}
     sums = [{key: row[key] for key in row if key not in ("windows", "language")} for row in rows]
     files.write_json(output, found | {"utterances": [rounded(row) for row in sums]})
     kept.finish()
     for split, rates in splits.items():
         flips = f"{rates['flips']:.2f} % of {rates['tokens']:,} tokens flip"
         print(f"{variant}, {split}: KL {rates['kl']:.6f} a token, {flips}")
+
+
+def dequantizes(kernels: str, name: str, activations: str) -> bool:
+    """Tell whether a variant of this backend is heard as its weights' values: where it quantizes nothing else."""
+    from pipeline import backends
+
+    return kernels == "dequantized" and activations == "none" and not backends.runtime(backends.get(name))
 
 
 def dequantized(name: str, folder: Path, device: str) -> "Whisper":

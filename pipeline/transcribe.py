@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pipeline.core import params
     from pipeline.whisper.inference.decoding import Engine, Vocabulary
     from pipeline.whisper.model.network import Whisper
-
-HEARD = Path("data/heard")
 
 PERCENTILES = (50, 90, 95)
 
@@ -76,7 +74,7 @@ def main(variant: str) -> None:
     name = checkpoint["variant"]["backend"]
     device = machine.device(settings.device, name, backends.get(name).DEVICES)
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
-    rows = lines(HEARD / f"{variant}.jsonl", vocabulary)
+    rows = lines(decoding.HEARD / f"{variant}.jsonl", decoding.source(checkpoint, how), vocabulary)
     texts = {(str(row["split"]), str(row["id"])): str(row["pred_text"]) for row in rows}
     torch.manual_seed(how.seed)
     started = time.perf_counter()
@@ -86,7 +84,8 @@ def main(variant: str) -> None:
     transcriber.warm_up(*corpus.some(corpus.CORPUS, 1))
     alone = latency(transcriber, settings.latency, texts)
     before = machine.peak_memory(device)  # batches need more
-    together = throughput(transcriber, settings.latency.utterances, texts)
+    whole = -settings.latency.utterances % how.batch_size  # or the last batch would be a small one
+    together = throughput(transcriber, settings.latency.utterances + whole, texts)
     after = {f"pass_{key}": value for key, value in machine.peak_memory(device).items()}
     files.write_json_lines(Path(f"reports/transcripts/{variant}.jsonl"), rows)
     files.write_json(
@@ -110,26 +109,29 @@ def main(variant: str) -> None:
     print(f"{variant}: {len(rows):,} utterances; {speed} on {device}")
 
 
-def lines(path: Path, vocabulary: "Vocabulary") -> list[dict[str, str | float]]:
-    """Return the transcript of what `agree` has heard, sorted by split and id; raise UserError where it is none."""
+def lines(path: Path, source: Mapping[str, Any], vocabulary: "Vocabulary") -> list[dict[str, str | float]]:
+    """Return the transcript of what `agree` has heard, sorted by split and id; raise UserError where it is none.
+
+    `source` is its first line: of the checkpoint that is here, and how it is decoded now.
+    """
     from pipeline.whisper.inference import decoding
 
     again = f"run 'python -m pipeline.agree {path.stem}'"
     try:
-        heard = {
-            (row["split"], row["id"]): row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        }
+        first, *others = map(json.loads, path.read_text(encoding="utf-8").strip().split("\n"))
+        heard = {(row["split"], row["id"]): decoding.Heard(row["windows"], row["language"]) for row in others}
     except FileNotFoundError:
         raise UserError(f"{path} is not here; {again} first") from None
     except (LookupError, TypeError, ValueError):
         raise UserError(f"{path} is not what 'agree' writes; {again} again") from None
+    if first != source:
+        raise UserError(f"{path} is of another checkpoint, or was decoded in another way; {again} again")
     rows = []
     for utterance in corpus.read(corpus.CORPUS):
         found = heard.pop((utterance.split, utterance.id), None)
         if found is None:
             raise UserError(f"{path} lacks utterance {utterance.id!r} of split {utterance.split!r}; {again} again")
-        line = decoding.Heard(found["windows"], found["language"]).line(vocabulary)
-        rows.append({**utterance.identity(), "text": utterance.text, **line})
+        rows.append({**utterance.identity(), "text": utterance.text, **found.line(vocabulary)})
     if heard:
         split, name = next(iter(heard))
         raise UserError(f"{path} has utterance {name!r} of split {split!r}, which is not in the corpus; {again} again")

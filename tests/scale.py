@@ -41,8 +41,8 @@ SPLITS = {"test-clean": "test-clean", "test-other": "test-other", "dev-clean": "
 CALIBRATING = 8
 """Utterances of dev-clean."""
 
-STAGES = ("download", "prepare", "quantize@fp32", "transcribe@fp32", "reference", "score@fp32", "agree@fp32")
-TARGETS = STAGES[-2:]
+STAGES = ("download", "prepare", "quantize@fp32", "agree@fp32", "reference", "transcribe@fp32", "score@fp32")
+TARGETS = STAGES[-1:]
 """What needs all the others."""
 
 
@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, help="a folder in LibriSpeech's layout; without it, noise")
     parser.add_argument("--utterances", type=int, default=3000)
     parser.add_argument("--model", type=Path, help="a checkpoint in Hugging Face's layout; without it, a random toy")
-    parser.add_argument("--kills", type=int, default=9, help="how often stages are killed: each once, then transcribe")
+    parser.add_argument("--kills", type=int, default=9, help="how often stages are killed: each once, then agree")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True)
     published = publish(arguments.speech, arguments.utterances)

@@ -114,27 +114,27 @@ def test_bytecode_that_python_could_not_write(finished: Study, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_transcribe(finished: Study, tmp_path: Path) -> None:
+def test_agree(finished: Study, tmp_path: Path) -> None:
     script = """
-    rm reports/transcripts/fp32.jsonl
-    with_room 0 python -m pipeline.transcribe fp32
-    with_room 8 python -m pipeline.transcribe fp32
-    ls -A reports/transcripts | tr "\\n" " "
+    rm reports/agreement/fp32.json data/heard/fp32.jsonl
+    with_room 0 python -m pipeline.agree fp32
+    with_room 8 python -m pipeline.agree fp32
+    ls -A reports/agreement | tr "\\n" " "
     echo
-    python -m pipeline.transcribe fp32 > /dev/null
+    python -m pipeline.agree fp32 > /dev/null
     python -m pipeline.compare
-    ls -A reports/transcripts | tr "\\n" " "
+    ls -A reports/agreement | tr "\\n" " "
     echo
-    sha256sum < reports/transcripts/fp32.jsonl
+    sha256sum < data/heard/fp32.jsonl
     """
-    transcripts = (finished.root / "reports/transcripts/fp32.jsonl").read_bytes()
-    pieces = "reports/transcripts/.fp32.jsonl.pieces"
+    heard = (finished.root / "data/heard/fp32.jsonl").read_bytes()
+    pieces = "reports/agreement/.fp32.json.pieces"
     assert full_disk(finished, tmp_path, script) == [
-        sentence("transcribe", f"{pieces}/key.json"),
+        sentence("agree", f"{pieces}/key.json"),
         "exit 1",
-        sentence("transcribe", f"{pieces}/piece-test-00000.json"),
+        sentence("agree", f"{pieces}/piece-test-00000.json"),
         "exit 1",
-        ".fp32.jsonl.pieces candidate.jsonl hqq-int4.jsonl torch-int8-dynamic.jsonl torch-int8-static.jsonl ",
-        "candidate.jsonl fp32.jsonl hqq-int4.jsonl torch-int8-dynamic.jsonl torch-int8-static.jsonl ",
-        f"{hashlib.sha256(transcripts).hexdigest()}  -",
+        ".fp32.json.pieces candidate.json hqq-int4.json torch-int8-dynamic.json torch-int8-static.json ",
+        "candidate.json fp32.json hqq-int4.json torch-int8-dynamic.json torch-int8-static.json ",
+        f"{hashlib.sha256(heard).hexdigest()}  -",
     ]

@@ -45,11 +45,11 @@ def test_memory_stays_small(whole: tuple[Study, scale.Watch]) -> None:
         ("download", scale.kill, "bash"),
         ("prepare", scale.only_dvc, "sh"),
         ("quantize@fp32", scale.only_stage, "bash"),
-        ("transcribe@fp32", scale.kill, "sh"),
-        ("transcribe@fp32", scale.only_dvc, "sh"),
-        ("transcribe@fp32", scale.interrupt, "sh"),
+        ("agree@fp32", scale.kill, "sh"),
+        ("agree@fp32", scale.only_dvc, "sh"),
+        ("agree@fp32", scale.interrupt, "sh"),
         ("reference", scale.kill, "sh"),
-        ("agree@fp32", scale.only_stage, "bash"),
+        ("transcribe@fp32", scale.only_stage, "bash"),
     ],
 )
 def test_a_stage_that_is_killed_costs_nothing_else(
@@ -67,8 +67,8 @@ def test_a_stage_that_is_killed_costs_nothing_else(
     [
         ("bash", "quantize@fp32", 0.2),
         ("sh", "quantize@fp32", 0.6),
-        ("bash", "transcribe@fp32", 0.6),
-        ("sh", "transcribe@fp32", 0.2),
+        ("bash", "agree@fp32", 0.6),
+        ("sh", "agree@fp32", 0.2),
     ],
 )
 def test_ctrl_c_ends_at_once_with_one_line(
@@ -79,7 +79,7 @@ def test_ctrl_c_ends_at_once_with_one_line(
     made = made.copy(tmp_path / "study")
     made.unwatch()  # no other stage runs before it
     at_work, said, seconds = scale.cut_short(made, stage, share * watch.seconds()[stage], scale.interrupt, shell)
-    if at_work and "MB" not in said and "RTFx" not in said:  # which is how these two tell that they are done
+    if at_work and "MB" not in said and "flip" not in said:  # which is how these two tell that they are done
         lines = said[said.index("> python -m") :].splitlines()[1:]
         name, _, variant = stage.partition("@")
         command = f"python -m pipeline.{name} {variant}".strip()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import agree, calibrate, quantize, reference, transcribe, transcribe_protocols
+from pipeline import agree, backends, calibrate, quantize, reference, transcribe, transcribe_protocols
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
 from pipeline.whisper.inference import decoding
@@ -108,7 +109,7 @@ def test_latency_is_of_single_utterances_in_fixed_threads(project: Project, monk
     project.set(latency={"utterances": 3, "seconds": 60, "threads": before + 1})
     transcribe.main("fp32")
     assert seen[:5] == [(0, before), (0, before + 1)] + [(1, before + 1)] * 3  # two to warm up
-    assert seen[5:] == [(2, before), (1, before)]  # in batches
+    assert seen[5:] == [(2, before), (2, before)]  # in whole batches
     timings = json.loads((project.root / "reports/timings/fp32.json").read_text())
     assert timings["latency"]["utterances"] == 3
 
@@ -132,7 +133,12 @@ def test_a_variant_that_is_slow_is_measured_on_fewer_utterances(
 
 def test_a_model_that_gives_no_numbers_is_one_sentence(project: Project) -> None:
     """Texts of "!!!!" that are scored: the logits of a broken model are all NaN."""
-    toy.break_weights(project.root / "models/fp32")
+    broken = project.root / "models/fp32"
+    toy.break_weights(broken)
+    file = project.root / "data/heard/fp32.jsonl"
+    source, *others = file.read_text().splitlines(keepends=True)
+    made = json.loads(source) | {"files": json.loads((broken / "checkpoint.json").read_text())["files"]}
+    file.write_text("".join([json.dumps(made) + "\n", *others]))
     assert re.fullmatch(
         r"variant 'fp32': utterance '[ab]-\d': no token can be chosen, as its logit is not a finite number: "
         "the weights are broken, or every token is suppressed",
@@ -162,10 +168,23 @@ def test_detected_languages_stand_in_the_transcript(tmp_project: Project, tmp_pa
     toy.project(tmp_project, toy.write(tmp_path / "multilingual", toy.MULTILINGUAL))
     tmp_project.set(decoding__language="auto", scoring__normalizer="basic")
     calibrate.main()
-    quantize.main("fp32")
-    reference.main()
-    agree.main("fp32")
-    transcribe.main("fp32")
+    for name in ("fp32", "hqq-int4"):
+        quantize.main(name)
+        if name == "fp32":
+            reference.main()
+        agree.main(name)
+        transcribe.main(name)
+    model, vocabulary = (
+        backends.load("hqq", Path("models/hqq-int4"), "cpu"),
+        decoding.Vocabulary.read(Path("models/hqq-int4"), "auto", "transcribe"),
+    )
+    found = [
+        decoding.transcribe(model, [each], vocabulary, 6, 1)[0].line(vocabulary) for each in corpus.read(corpus.CORPUS)
+    ]
+    written = [json.loads(line) for line in Path("reports/transcripts/hqq-int4.jsonl").read_text().splitlines()]
+    assert sorted((line["language"], line["pred_text"]) for line in written) == sorted(
+        (line["language"], line["pred_text"]) for line in found
+    )
     lines = [json.loads(line) for line in Path("reports/transcripts/fp32.jsonl").read_text().splitlines()]
     assert list(lines[0]) == ["id", "split", "speaker", "duration", "text", "language", "pred_text"]
     assert {line["language"] for line in lines} <= {"en", "de"}
@@ -179,9 +198,9 @@ def test_detected_languages_stand_in_the_transcript(tmp_project: Project, tmp_pa
 def test_texts_that_differ_from_the_transcript_are_counted(project: Project) -> None:
     """As kernels round otherwise in a batch, or than the dequantized weights."""
     file = project.root / "data/heard/fp32.jsonl"
-    other, *others = map(json.loads, file.read_text().splitlines())
+    source, other, *others = map(json.loads, file.read_text().splitlines())
     other["windows"] = [[1, 2, 3]]
-    file.write_text("".join(json.dumps(line) + "\n" for line in [other, *others]))
+    file.write_text("".join(json.dumps(line) + "\n" for line in [source, other, *others]))
     transcribe.main("fp32")
     timings = json.loads((project.root / "reports/timings/fp32.json").read_text())
     assert (timings["latency"]["other_texts"], timings["pass_other_texts"]) == (1, 1)
@@ -213,20 +232,40 @@ def test_a_variant_that_is_not_quantized_yet(project: Project) -> None:
 
 def test_what_was_heard_must_be_of_this_corpus(project: Project) -> None:
     file = project.root / "data/heard/fp32.jsonl"
-    first, *others = file.read_text().splitlines(keepends=True)
+    source, first, *others = file.read_text().splitlines(keepends=True)
     again = "run 'python -m pipeline.agree fp32'"
     for text, said in (
-        ("".join(others), f"lacks utterance 'a-1' of split 'test-a'; {again} again"),
+        ("".join([source, *others]), f"lacks utterance 'a-1' of split 'test-a'; {again} again"),
         (
-            "".join([first, *others, first.replace("a-1", "a-2")]),
+            "".join([source, first, *others, first.replace("a-1", "a-2")]),
             f"has utterance 'a-2' of split 'test-a', which is not in the corpus; {again} again",
         ),
-        (first[:-9], f"is not what 'agree' writes; {again} again"),
+        (source + first[:-9], f"is not what 'agree' writes; {again} again"),
+        (source + first.replace("windows", "texts"), f"is not what 'agree' writes; {again} again"),
     ):
         file.write_text(text)
         assert refusal("fp32") == f"data/heard/fp32.jsonl {said}"
     file.unlink()
     assert refusal("fp32") == f"data/heard/fp32.jsonl is not here; {again} first"
+    assert not (project.root / "reports/transcripts").exists()
+
+
+def _other_weights(project: Project) -> None:
+    toy.retrain(project.root / "models/baseline")
+    quantize.main("fp32")
+
+
+def _other_decoding(project: Project) -> None:
+    project.set(decoding__max_new_tokens=5)
+
+
+@pytest.mark.parametrize("change", [_other_weights, _other_decoding])
+def test_what_was_heard_must_be_of_this_checkpoint(change: Callable[[Project], None], project: Project) -> None:
+    change(project)
+    assert refusal("fp32") == (
+        "data/heard/fp32.jsonl is of another checkpoint, or was decoded in another way; "
+        "run 'python -m pipeline.agree fp32' again"
+    )
     assert not (project.root / "reports/transcripts").exists()
 
 

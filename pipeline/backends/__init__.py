@@ -84,11 +84,6 @@ def load(name: str, folder: Path, device: str) -> "Whisper | Engine":
     return (runtime(backend) or backend).load(folder, device)
 
 
-def quantizes_weights_alone(name: str, activations: str) -> bool:
-    """Tell whether a variant of this backend is its weights' values, however they are multiplied."""
-    return activations == "none" and not runtime(get(name))
-
-
 def get(name: str) -> Backend:
     """Import a backend by name; the library itself is imported only when it is used."""
     if name not in backend_names():

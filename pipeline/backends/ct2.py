@@ -6,6 +6,7 @@ is float. It gets our features, as it has none of its own, and decodes greedily 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -116,7 +117,20 @@ class Engine:
         self._type = _check(_name(Variant(**told)))
         self._threads = 0
         self._model = self._loaded()
-        self.kernels = _kernels(folder, self._type)
+
+    @functools.cached_property
+    def kernels(self) -> str:
+        """The instructions and the library that CTranslate2 takes for the type of numbers, and that type.
+
+        It says so in its log alone, once in a process, so that a process of its own is asked.
+        """
+        script = "import sys, ctranslate2; ctranslate2.models.Whisper(sys.argv[1], compute_type=sys.argv[2])"
+        command = [sys.executable, "-c", script, str(self._folder), self._type]
+        verbose = os.environ | {"CT2_VERBOSE": "1"}
+        log = subprocess.run(command, env=verbose, stderr=subprocess.PIPE, text=True, check=True).stderr
+        said = dict(re.findall(r"- (.+?): (\S+)", log))
+        library = said["GEMM_S8 backend" if "int8" in self._type else "SGEMM backend"]
+        return f"{said['Selected ISA']} {library} {self._type}"
 
     def _loaded(self) -> Any:
         """Return the model with as many threads as PyTorch would take now: they are fixed when it is loaded."""
@@ -198,21 +212,6 @@ def _check(name: str) -> str:
         what = f"this processor has no kernels of CTranslate2 for {computed} (it has {', '.join(sorted(possible))})"
         raise UserError(f"ct2: {what}; leave the variant out")
     return computed
-
-
-def _kernels(folder: Path, computed: str) -> str:
-    """Return the instructions and the library that CTranslate2 takes for a type, and the type.
-
-    It says so in its log alone, once in a process, so that a process of its own is asked.
-    """
-    script = "import sys, ctranslate2; ctranslate2.models.Whisper(sys.argv[1], compute_type=sys.argv[2])"
-    command = [sys.executable, "-c", script, str(folder), computed]
-    log = subprocess.run(
-        command, env=os.environ | {"CT2_VERBOSE": "1"}, stderr=subprocess.PIPE, text=True, check=True
-    ).stderr
-    said = dict(re.findall(r"- (.+?): (\S+)", log))
-    library = said["GEMM_S8 backend" if "int8" in computed else "SGEMM backend"]
-    return f"{said['Selected ISA']} {library} {computed}"
 
 
 def _name(variant: Variant) -> str:

@@ -58,7 +58,7 @@ def neighbours(
     """Hold the KL divergence of each variant against that of the one after it in `by_size`, on a split.
 
     Returns the columns `larger`, `kl_less_larger` and `p_kl` of all but the last, by sign flips of
-    `statistics.test_unit` and corrected over all pairs.
+    `statistics.deciding_unit` and corrected over all pairs.
     """
     spoken = [[u for u in agreements[name]["utterances"] if u["split"] == split] for name in by_size]
     pairs = list(pairwise(by_size))
@@ -67,7 +67,7 @@ def neighbours(
     sums = np.array([[u["kl"] for u in of] for of in spoken])
     speakers = [u["speaker"] for u in spoken[0]]
     known = [speaker for speaker in speakers if speaker is not None]
-    if statistics.test_unit(speakers, len(pairs)) == "speaker":
+    if statistics.deciding_unit(speakers, len(pairs)) == "speaker":
         sums = statistics.per_group(sums, known)
     changes = sums[:-1] - sums[1:]
     p_values = statistics.holm(statistics.sign_flips(changes, seed)[0].tolist())

@@ -126,7 +126,7 @@ CLAIMS = [
 def _all_of(bits: int, variant: Variant) -> bool:
     """Tell whether all Linear layers have so many bits and activations are floats, or whisper.cpp's blocks of bytes."""
     integers = variant.backend not in ("mixed", "ct2") and variant.format == "int" and variant.bits == bits
-    parts = {variant.encoder, variant.decoder} <= {None, bits} and not variant.layers
+    parts = {variant.encoder, variant.decoder} <= {None, bits} and not variant.layers and variant.include == ["*"]
     return integers and parts and (variant.activations == "none" or variant.backend == "ggml")
 
 
@@ -152,7 +152,7 @@ PUBLIC = [
         ("6 bits are neutral", partial(_all_of, 6), costs_nothing, _TRANSCRIBE_CPP),
         ("the encoder breaks below 8 bits", _small_encoder, costs_much, _OPENASR),
         ("a quantized embedding costs a lot", _small_embedding, costs_much, "folklore: most tools leave it out"),
-        ("tiny and base often fail with 4 bits", partial(_all_of, 4), costs_much, _WHISPER_CPP),
+        ("4 bits often fail (said of tiny and base)", partial(_all_of, 4), costs_much, _WHISPER_CPP),
     )
     for split in SPLITS
 ]

@@ -46,18 +46,21 @@ def differences(
     """Return each variant's difference to fp32 on one split: intervals by paired bootstrap, p-values by sign flips.
 
     `errors` and `words` (of silence: milliseconds) hold a number per utterance. Differences are in the unit of
-    `measure`, positive where the variant is worse. Columns that name no unit are by the headline's
-    (`statistics.headline_unit`), p-values by `statistics.test_unit`. `p_holm` and `p_no_worse_*` are corrected over all
-    variants but fp32, and give the verdict. `smallest_detectable` is `statistics.Estimate.detectable`, but at least as
+    `measure`, positive where the variant is worse. Columns that name no unit are by `statistics.headline_unit`,
+    p-values by `statistics.deciding_unit`. `p_holm` and `p_no_worse_*` are corrected over all variants but fp32, and
+    give the verdict. `smallest_detectable` is `statistics.Estimate.detectable`, but at least as
     many errors as the sign test needs. fp32 has no p-values; without known speakers their columns are None.
     """
     one = 1 if measure == statistics.WER else statistics.PER_MINUTE
     names = list(errors)
     wrong, total = one * np.array(list(errors.values())), np.array([words])
-    found = statistics.by_unit(wrong, total, speakers, resamples, seed, base=names.index(BASELINE))
+    base = names.index(BASELINE)
+    found = statistics.by_unit(wrong, total, speakers, resamples, seed, base)
     headline = found[statistics.headline_unit(speakers)]
     tests = max(len(names) - 1, 1)
-    p_values, shown = _p_values(measure, names, wrong, total, speakers, seed)
+    unit = statistics.deciding_unit(speakers, tests)
+    changes = {name: of - wrong[base] for name, of in zip(names, wrong, strict=True) if name != BASELINE}
+    p_values = _p_values(one, changes, total, speakers, unit, seed)
     by_suffix = {"": headline} | {f"_{unit}": found.get(unit) for unit in statistics.UNITS}
     least = float(statistics.rate(one * np.array(statistics.fewest_to_show(tests)), total.sum()))
     result: dict[str, Row] = {}
@@ -66,68 +69,73 @@ def differences(
         for suffix, estimates in by_suffix.items():
             low, high = estimates[i].interval() if estimates else (None, None)
             row |= {f"{measure}_delta_low{suffix}": low, f"{measure}_delta_high{suffix}": high}
-        row |= {column: of.get(name) for column, of in p_values.items()} | shown[name]
+        row |= {column: p_values.get(column, {}).get(name) for column in P_VALUES}
+        row |= {"test_unit": unit, "verdict": "baseline", "no_worse_than": None}
         row |= {"smallest_detectable": None, "units_to_decide": None}
         if name != BASELINE:
+            row |= _verdict(row, leading.value)
             row["smallest_detectable"] = max(leading.detectable(tests), least)
         if row["verdict"] == text.UNDECIDED:
-            # Without an error nothing differed, or all alike: then as many as make few errors less than the margin.
-            times = leading.to_decide(tests) if leading.error else least / statistics.MARGINS[-1]
-            row["units_to_decide"] = float(math.ceil(times * leading.units))
+            row["units_to_decide"] = _to_decide(found[unit][i], tests, least)
         result[name] = row
     return result
 
 
+def _verdict(row: Row, delta: float) -> Row:
+    fits = (margin for margin in statistics.MARGINS if row[no_worse(margin)] < statistics.ONE_SIDED)
+    least = next(fits, None)
+    verdict = text.UNDECIDED if least is None else text.NO_WORSE
+    if row["p_holm"] < statistics.SIGNIFICANT:
+        verdict = "worse" if delta > 0 else "better"
+    return {"verdict": verdict, "no_worse_than": least}
+
+
+def _to_decide(found: statistics.Estimate, tests: int, least: float) -> float:
+    """Return how many units would decide, by estimate: more than there are, as these do not.
+
+    Without an error nothing differed, or all alike: then so many that few errors are less than the margin.
+    """
+    times = found.to_decide(tests) if found.error else least / statistics.MARGINS[-1]
+    return float(max(math.ceil(times * found.units), found.units + 1))
+
+
 def _p_values(
-    measure: str,
-    names: Sequence[str],
-    wrong: statistics.Numbers,
+    one: int,
+    changes: dict[str, statistics.Numbers],
     total: statistics.Numbers,
     speakers: Speakers,
+    unit: str,
     seed: int,
-) -> tuple[dict[str, dict[str, float]], dict[str, Row]]:
-    """Return the columns of p-values, by variant where there is one, and each variant's verdict."""
-    others = [name for name in names if name != BASELINE]
-    changes = np.array([wrong[names.index(name)] - wrong[names.index(BASELINE)] for name in others])
-    changes = changes.reshape(len(others), -1)
+) -> dict[str, dict[str, float]]:
+    """Return each column of p-values, by variant; none by speaker where they are not known.
+
+    `changes` are each variant's errors more than fp32's, an utterance a column, of which one weighs `one`.
+    """
+    by_utterance = np.array([*changes.values()]).reshape(len(changes), total.shape[1])
+    by_unit = {"utterance": (by_utterance, total)}
     known = [speaker for speaker in speakers if speaker is not None]
-    by_unit = {"utterance": (changes, total)}
     if len(known) == len(speakers) and len(set(known)) > 1:
-        by_unit["speaker"] = statistics.per_group(changes, known), statistics.per_group(total, known)
-    unit = statistics.test_unit(speakers, max(len(others), 1))
-    columns: dict[str, dict[str, float]] = {"p_value": {}}
-    for each in statistics.UNITS:
-        p = statistics.sign_flips(by_unit[each][0], seed)[0].tolist() if each in by_unit else []
-        columns[f"p_value_{each}"] = dict(zip(others, p, strict=False))
-    columns["p_value"] = columns[f"p_value_{unit}"]
-    columns["p_holm"] = dict(zip(others, statistics.holm([*columns["p_value"].values()]), strict=True))
+        by_unit["speaker"] = statistics.per_group(by_utterance, known), statistics.per_group(total, known)
+    found: dict[str, statistics.Floats | list[float]] = {
+        f"p_value_{each}": statistics.sign_flips(of, seed)[0] for each, (of, _) in by_unit.items()
+    }
+    found["p_value"] = found[f"p_value_{unit}"]
+    found["p_holm"] = statistics.holm([*found["p_value"]])
     differing, of = by_unit[unit]
     for margin in statistics.MARGINS:
-        p = statistics.sign_flips(differing - margin / 100 * of, seed)[1]
-        # Where hardly anything differs nothing is rare enough: three more errors might come (the rule of three: Hanley
-        # and Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249, 1983).
-        if (
-            statistics.rate(np.array(3 * (1 if measure == statistics.WER else statistics.PER_MINUTE)), of.sum())
-            > margin
-        ):
-            p = np.ones(len(others))
-        columns[no_worse(margin)] = dict(zip(others, statistics.holm(p.tolist()), strict=True))
-    verdicts: dict[str, Row] = {}
-    for i, name in enumerate(names):
-        verdict, least = "baseline", None
-        if name != BASELINE:
-            fits = (m for m in statistics.MARGINS if columns[no_worse(m)][name] < statistics.ONE_SIDED)
-            least = next(fits, None)
-            verdict = text.UNDECIDED if least is None else text.NO_WORSE
-            if columns["p_holm"][name] < statistics.SIGNIFICANT:
-                verdict = "worse" if wrong[i].sum() > wrong[names.index(BASELINE)].sum() else "better"
-        verdicts[name] = {"test_unit": unit, "verdict": verdict, "no_worse_than": least}
-    return columns, verdicts
+        rare = statistics.as_few_new(by_utterance / one, total.sum() / one, margin)
+        flipped = statistics.sign_flips(differing - margin / 100 * of, seed)[1]
+        found[no_worse(margin)] = statistics.holm(np.maximum(rare, flipped).tolist())
+    return {column: dict(zip(changes, map(float, of), strict=True)) for column, of in found.items()}
 
 
 def no_worse(margin: float) -> str:
     """Return the column with the p-value of a loss as large as a margin."""
     return f"p_no_worse_{margin}".replace(".", "_")
+
+
+P_VALUES = ("p_value", *(f"p_value_{unit}" for unit in statistics.UNITS), "p_holm", *map(no_worse, statistics.MARGINS))
+"""Columns, which are empty for fp32."""
 
 
 def sizes(total: int, full: int) -> Row:

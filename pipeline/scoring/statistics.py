@@ -29,7 +29,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr, ndtr, stdtrit
+from scipy.special import bdtr, ndtr, pdtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -122,7 +122,7 @@ def rate(errors: Numbers, words: Numbers) -> Floats:
     return 100.0 * np.asarray(errors, dtype=np.float64) / np.maximum(words, 1)
 
 
-def test_unit(speakers: Speakers, tests: int) -> str:
+def deciding_unit(speakers: Speakers, tests: int) -> str:
     """Return the unit whose signs decide: as `headline_unit`, and `utterance` where speakers are too few to decide.
 
     So few that not even differences to one side in all of them would be significant among `tests`.
@@ -219,6 +219,18 @@ def sign_flips(differences: Numbers, seed: int) -> tuple[Floats, Floats]:
     if many:
         both[many], low[many] = _drawn_signs(values[many], seed)
     return both, low
+
+
+def as_few_new(changes: Numbers, words: float, points: float) -> Floats:
+    """Return, for each row of (systems, utterances), how likely so few new errors are if it loses so many points.
+
+    `changes` are errors more than fp32's, in `words` altogether. Such a loss adds so many errors, and as many as went
+    away besides; new ones come by Poisson. Where hardly anything differs, sign flips err, as rare errors are no coins.
+    It holds the rule of three: no error in n words is fewer than three in n (Hanley and Lippman-Hand, "If nothing goes
+    wrong, is everything all right?", JAMA 249, 1983).
+    """
+    added, removed = (np.maximum(sign * changes, 0).sum(axis=1) for sign in (1, -1))
+    return np.asarray(pdtr(added, points / 100 * words + removed))
 
 
 _SLACK = 1e-9

@@ -148,7 +148,8 @@ def _states(model: Whisper, caches: Caches, tokens: list[int], places: int, step
     """Do the same with caches of the sound, which get the tokens; `stepwise`: in as many passes as decoding takes."""
     read = torch.tensor([tokens[:-1]], device=model.device)
     prompt = len(tokens) - places
-    parts = [read[:, :prompt], *read[:, prompt:].split(1, dim=1)] if stepwise else [read]
+    single = read[:, prompt:].split(1, dim=1) if stepwise and places > 1 else ()
+    parts = [read[:, :prompt], *single] if stepwise else [read]
     found = torch.cat([model.model.decoder(part, caches) for part in parts], dim=1)
     return found[0, -places:].clone()  # as fp32's are read: equal states at like addresses give equal logits
 

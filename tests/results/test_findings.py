@@ -41,9 +41,9 @@ def names(rows: list[Any]) -> list[str]:
 def test_each_split_then_the_smallest_then_loops_then_the_fastest(told: Told) -> None:
     assert told(LINES) == [
         "test-clean: fp32's WER is 3.50 % [3.00, 4.10]. Surely worse: none. Surely better: `quanto-int8` "
-        "(-0.07). Undecided: `hqq-int3`.",
+        "(-0.07). Undecided: `hqq-int3` (would show 0.40).",
         "test-other: fp32's WER is 8.00 % [7.00, 9.00]. Surely worse: `hqq-int3` (+2.00). Surely better: "
-        "none. Undecided: `quanto-int8`.",
+        "none. Undecided: `quanto-int8` (would show 0.50).",
         "Shown to cost less than 1.0 points on this speech, by intervals that end below that on every split "
         "(uncorrected, and no less than three words wide), smallest first: `quanto-int8` (412.2 MB).",
         "The smallest checkpoint whose interval leaves room for no loss on every split is `quanto-int8`, 412.2 MB, "
@@ -93,9 +93,9 @@ def test_smallest_is_not_what_chance_cannot_tell_apart(told: Told) -> None:
 
 def test_verdicts_tell_their_margin_and_what_would_decide(told: Told) -> None:
     small = [line(name, 0.1, -0.2, 0.2, "no worse", no_worse_than=margin) for name, margin in (("a", 0.3), ("b", 0.5))]
-    open_ = [line("c", 9.0, -2.0, 20.0, units_to_decide=1234.0), line("d", 1.0, -2.0, 4.0)]
+    open_ = [line("c", 9.0, -2.0, 20.0, units_to_decide=1234.0, test_unit="speaker"), line("d", 1.0, -2.0, 4.0)]
     assert told([FP32, *small, *open_])[0].endswith(
-        " No worse than 0.3 points: `a`. No worse than 0.5 points: `b`. Undecided: `c` (1,234 speakers would do), `d`."
+        " No worse than 0.3 points: `a`. No worse than 0.5 points: `b`. Undecided: `c` (1,234 speakers would do), `d` (would show 0.40)."
     )
 
 
@@ -109,7 +109,7 @@ def test_where_nothing_is_said_words_a_minute_are_counted(told: Told) -> None:
     base = FP32 | silent | {"rate": 0.5, "rate_low": 0.1, "rate_high": 2.5}
     assert told([base, line("a", 0.1, -0.2, 0.4, **silent)])[0] == (
         "silence: fp32's insertion rate is 0.50/min [0.10, 2.50]. Surely worse: none. Surely better: none. "
-        "Undecided: `a`."
+        "Undecided: `a` (would show 0.40)."
     )
 
 

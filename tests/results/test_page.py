@@ -333,7 +333,7 @@ def test_claims_are_told_a_variant_a_line_and_equal_verdicts_once(tmp_path: Path
         "`quanto-int8` -0.10 [-0.20, +0.10] undecided | cannot be told |",
         "| int8 is better than fp32 on test-clean | summaries of the paper | `quanto-int8` -0.10 [-0.20, +0.10] "
         "undecided | cannot be told |",
-        "| tiny and base often fail with 4 bits on test-clean | "
+        "| 4 bits often fail (said of tiny and base) on test-clean | "
         "[whisper.cpp](https://github.com/ggml-org/whisper.cpp/pull/540) | `quanto-int4` +0.30 [-0.20, +0.60] "
         "undecided<br>`hqq-int4` +0.60 [+0.10, +0.70] undecided | cannot be told |",
         "| fewer bits cost more on test-clean (quanto) | the paper | `quanto-int8` -0.10 [-0.20, +0.10] undecided<br>"

@@ -167,7 +167,7 @@ def test_to_decide_grows_with_the_square_of_the_distance() -> None:
     [(9, 1, "utterance"), (10, 18, "speaker"), (10, 35, "utterance"), (11, 35, "speaker"), (40, 35, "speaker")],
 )
 def test_speakers_decide_where_they_can(speakers: int, tests: int, unit: str) -> None:
-    assert statistics.test_unit([f"s{n % speakers}" for n in range(120)], tests) == unit
+    assert statistics.deciding_unit([f"s{n % speakers}" for n in range(120)], tests) == unit
 
 
 def test_detectable_is_the_sum_of_both_quantiles() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -17,6 +17,12 @@ from pipeline.core.errors import UserError
 from pipeline.speech.corpus import Sound, Utterance
 from pipeline.whisper.inference import mel
 from pipeline.whisper.model.network import Cache, Config, Whisper
+
+if TYPE_CHECKING:
+    from pipeline.core.params import Decoding
+
+HEARD = Path("data/heard")
+"""What each variant has heard: a file of JSON lines, `source` and then the windows of each utterance."""
 
 _WARM = 8
 """Tokens that bring kernels and memory into use; a variant that loops would write hundreds."""
@@ -97,8 +103,11 @@ class Engine(Protocol):
     """
 
     config: Config
-    kernels: str
-    """What it computes with, as it tells: instructions, libraries, types of numbers."""
+
+    @property
+    def kernels(self) -> str:
+        """What it computes with, as it tells: instructions, libraries, types of numbers."""
+        ...
 
     def decode(
         self,
@@ -134,6 +143,16 @@ class Heard:
         texts = (vocabulary.text(window[:limit]).strip() for window in self.windows)
         language = {} if self.language is None else {"language": vocabulary.languages[self.language]}
         return language | {"pred_text": " ".join(texts)}
+
+
+def rules(how: "Decoding") -> dict[str, Any]:
+    """Return the settings that decide what is heard: batches and seeds do not, as utterances are heard alone."""
+    return {key: value for key, value in vars(how).items() if key not in ("batch_size", "seed")}
+
+
+def source(checkpoint: Mapping[str, Any], how: "Decoding") -> dict[str, Any]:
+    """Return the first line of a file in HEARD: which checkpoint heard, by its manifest, and how."""
+    return {"files": checkpoint["files"], "decoding": rules(how)}
 
 
 def batches(utterances: Iterable[Utterance], size: int) -> Iterator[list[Utterance]]:
