@@ -132,7 +132,7 @@ def test_agree(finished: Study, tmp_path: Path) -> None:
     assert full_disk(finished, tmp_path, script) == [
         sentence("agree", f"{pieces}/key.json"),
         "exit 1",
-        sentence("agree", f"{pieces}/piece-test-00000.json"),
+        sentence("agree", "data/heard/fp32.jsonl"),
         "exit 1",
         ".fp32.json.pieces candidate.json hqq-int4.json torch-int8-dynamic.json torch-int8-static.json ",
         "candidate.json fp32.json hqq-int4.json torch-int8-dynamic.json torch-int8-static.json ",
