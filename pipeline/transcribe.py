@@ -84,8 +84,10 @@ def main(variant: str) -> None:
     transcriber.warm_up(*corpus.some(corpus.CORPUS, 1))
     alone = latency(transcriber, settings.latency, texts)
     before = machine.peak_memory(device)  # batches need more
-    whole = -settings.latency.utterances % how.batch_size  # or the last batch would be a small one
-    together = throughput(transcriber, settings.latency.utterances + whole, texts)
+    number = alone["utterances"]
+    if number == settings.latency.utterances:  # in time, so that there is time for whole batches
+        number += -number % how.batch_size
+    together = throughput(transcriber, number, texts)
     after = {f"pass_{key}": value for key, value in machine.peak_memory(device).items()}
     files.write_json_lines(Path(f"reports/transcripts/{variant}.jsonl"), rows)
     files.write_json(

@@ -46,7 +46,7 @@ def options(settings: Params) -> dict[str, str]:
     """
     chosen = {"model": settings.model, "corpus": settings.corpus}
     chosen |= {"device": settings.device} if settings.device != "auto" else {}
-    chosen |= {"kernels": settings.kernels} if settings.kernels != "library" else {}
+    chosen |= {"kernels": settings.kernels} if settings.kernels == "library" else {}  # as earlier studies were made
     limit = settings.corpora[settings.corpus].limit
     chosen |= {f"{CATALOG}:corpora.{settings.corpus}.limit": str(limit)} if limit else {}
     for section in ("calibration", "decoding", "latency", "scoring"):

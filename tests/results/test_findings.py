@@ -95,7 +95,8 @@ def test_verdicts_tell_their_margin_and_what_would_decide(told: Told) -> None:
     small = [line(name, 0.1, -0.2, 0.2, "no worse", no_worse_than=margin) for name, margin in (("a", 0.3), ("b", 0.5))]
     open_ = [line("c", 9.0, -2.0, 20.0, units_to_decide=1234.0, test_unit="speaker"), line("d", 1.0, -2.0, 4.0)]
     assert told([FP32, *small, *open_])[0].endswith(
-        " No worse than 0.3 points: `a`. No worse than 0.5 points: `b`. Undecided: `c` (1,234 speakers would do), `d` (would show 0.40)."
+        " No worse than 0.3 points: `a`. No worse than 0.5 points: `b`. "
+        "Undecided: `c` (1,234 speakers would do), `d` (would show 0.40)."
     )
 
 
