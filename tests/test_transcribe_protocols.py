@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import transcribe, transcribe_protocols
+from pipeline import agree, reference, transcribe, transcribe_protocols
 from pipeline.core import pieces
 from pipeline.speech import corpus
 from pipeline.whisper.inference import decoding
@@ -62,6 +62,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(project: Project, monkeypat
 
 def test_the_studys_own_protocol_is_among_them(project: Project) -> None:
     transcribe_protocols.main()
+    reference.main()
+    agree.main("fp32")
     transcribe.main("fp32")
     lines = [json.loads(line) for line in (project.root / "reports/protocols.jsonl").read_text().splitlines()]
     own = [line["pred_text"] for line in lines if (line["suppress_non_speech"], line["max_new_tokens"]) == (True, 6)]

@@ -348,3 +348,13 @@ def test_headline_of_speech_that_the_paper_is_not_about(tmp_path: Path) -> None:
         "| --- | --- | --- | --- | --- | --- |\n"
         "| fp32 | 966.9 | 0.0 % | 3.50 |  | 800 (1.00) |"
     )
+
+
+def test_what_is_heard_of_dequantized_weights_is_told(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"dequantized": "True", "latency_other_texts": 2, "backend": "bnb"}
+    lines = [FP32 | {"latency_other_texts": 0}, line("bnb-nf4", 0.1, -0.1, 0.3, **plain), line("a", 0.1, -0.1, 0.3)]
+    head = sections(page.text(made.write(tmp_path / "base", lines), "base"))[""]
+    assert "in float32, whatever a library's kernels round" in head
+    assert "so many read otherwise with the library's kernels: `bnb-nf4` 2.\n" in head
+    own = sections(page.text(made.write(tmp_path / "own", [FP32, line("a", 0.1, -0.1, 0.3)]), "own"))[""]
+    assert "dequantized" not in own

@@ -182,4 +182,4 @@ def test_the_way_to_metrics_table_and_figures(tmp_project: Project, capsys: pyte
     shown = capsys.readouterr().out
     assert f"silence: 36 recordings without speech, {minutes:.1f} minutes; intervals by utterance\n" in shown
     verdicts = {row.variant: row.verdict for row in tables.read(tables.RESULTS).itertuples() if row.split == "silence"}
-    assert verdicts == {"fp32": "baseline", "hqq-int4": "worse", "candidate": "no significant difference"}
+    assert verdicts == {"fp32": "baseline", "hqq-int4": "worse", "candidate": "no worse"}
