@@ -47,7 +47,7 @@ def compare(name: str, settings: params.Params, number: int, head: Tensor) -> No
     model = (agree.dequantized if plain else backends.load)(made["backend"], folder, "cpu")
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     limit = decoding.most(model, vocabulary, how.max_new_tokens)
-    listener = Listener(model, head, vocabulary, limit, stepwise=made["activations"] == "dynamic")
+    listener = Listener(model, head, vocabulary, limit, stepwise=made["activations"] != "none")
     others = total = 0
     spent = [0.0, 0.0]
     for utterance, windows, barred in itertools.islice(said(head), number):

@@ -49,7 +49,9 @@ def main(variant: str) -> None:
     model = (dequantized if plain else backends.load)(name, folder, device)
     vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
     limit = decoding.most(model, vocabulary, how.max_new_tokens)
-    stepwise = made["activations"] == "dynamic"
+    # As decoding does it: a scale of dynamic activations may span a call, and what kernels for one row and for many
+    # round otherwise tips an activation to its next code.
+    stepwise = made["activations"] != "none"
     listener = agreement.Listener(model, agreement.head(fp32, device), vocabulary, limit, stepwise)
 
     def make(shard: str, progress: "tqdm[Any]") -> Row:

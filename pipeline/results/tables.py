@@ -110,7 +110,7 @@ RESULT_COLUMNS = {
     "mapsswe_z": "NIST's matched pairs: z, positive where there are more errors than with fp32",
     "mapsswe_p": "its two-sided p-value, not corrected",
     # Its next tokens beside fp32's, with fp32's own tokens forced through both (one by one, as in decoding, where
-    # activations are dynamic: torch.ao's scale spans a call); suppressed tokens take no part.
+    # activations are quantized: torch.ao's scale spans a call); suppressed tokens take no part.
     "tokens": "tokens that fp32 wrote, ends included",
     "kl": "Kullback-Leibler divergence of its next-token distributions from fp32's, mean per token, nats",
     "kl_p99": "99th percentile of it over tokens",
