@@ -48,8 +48,8 @@ def differences(
     `errors` and `words` (of silence: milliseconds) hold a number per utterance. Differences are in the unit of
     `measure`, positive where the variant is worse. Columns that name no unit are by `statistics.headline_unit`,
     p-values by `statistics.deciding_unit`. `p_holm` and `p_no_worse_*` are corrected over all variants but fp32, and
-    give the verdict. `smallest_detectable` is `statistics.Estimate.detectable`, but at least as
-    many errors as the sign test needs. fp32 has no p-values; without known speakers their columns are None.
+    give the verdict. `smallest_detectable` is `statistics.Estimate.detectable`, but at least as many errors as the sign
+    test needs. fp32 has no p-values; without known speakers their columns are None.
     """
     one = 1 if measure == statistics.WER else statistics.PER_MINUTE
     names = list(errors)

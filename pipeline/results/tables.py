@@ -105,7 +105,7 @@ RESULT_COLUMNS = {
     "p_no_worse_*": "p-value of a loss of 0.3, 0.5 or 1.0 in the measure's unit or more, after the same correction",
     "verdict": "text: baseline; worse or better (p_holm below 0.05); no worse (below 0.025 for a margin); undecided",
     "no_worse_than": "smallest margin that its p-value shows the loss to be below; empty: none of the three",
-    "units_to_decide": "speakers (utterances: see interval_unit) that would decide it in four of five, by estimate",
+    "units_to_decide": "units of test_unit that would decide it in four such corpora of five, by estimate",
     "smallest_detectable": "true difference that would be found in four such corpora of five, in the measure's unit",
     "mapsswe_z": "NIST's matched pairs: z, positive where there are more errors than with fp32",
     "mapsswe_p": "its two-sided p-value, not corrected",
