@@ -25,7 +25,7 @@ from pipeline.core.params import BASELINE
 from pipeline.speech import corpus
 from pipeline.speech.corpus import Utterance
 from pipeline.whisper import agreement
-from pipeline.whisper.agreement import Listener, Window
+from pipeline.whisper.agreement import Window
 from pipeline.whisper.inference import decoding
 
 
@@ -44,17 +44,14 @@ def compare(name: str, settings: params.Params, number: int, head: Tensor) -> No
     folder, how = Path("models") / name, settings.decoding
     made = manifest.verify(folder)["variant"]
     plain = agree.dequantizes(settings.kernels, made["backend"], made["activations"])
-    model = (agree.dequantized if plain else backends.load)(made["backend"], folder, "cpu")
-    vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
-    limit = decoding.most(model, vocabulary, how.max_new_tokens)
-    listener = Listener(model, head, vocabulary, limit, stepwise=made["activations"] != "none")
+    listener = agree.listen(folder, made, how, plain, head)
     others = total = 0
     spent = [0.0, 0.0]
     for utterance, windows, barred in itertools.islice(said(head), number):
         started = time.perf_counter()
         _, drafted = listener.hear(utterance, windows, barred)
         middle = time.perf_counter()
-        (scratch,) = decoding.transcribe(model, [utterance], vocabulary, how.max_new_tokens, 1)
+        (scratch,) = decoding.transcribe(listener.model, [utterance], listener.vocabulary, how.max_new_tokens, 1)
         spent = [spent[0] + middle - started, spent[1] + time.perf_counter() - middle]
         others += drafted != scratch
         total += 1

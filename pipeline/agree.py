@@ -14,8 +14,10 @@ from pipeline.core.errors import naming
 from pipeline.speech import corpus
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from tqdm import tqdm
 
+    from pipeline.core.params import Decoding
     from pipeline.whisper.agreement import Listener
     from pipeline.whisper.model.network import Whisper
 
@@ -46,13 +48,7 @@ def main(variant: str) -> None:
     plain = dequantizes(settings.kernels, name, made["activations"])
     decided |= {"decoding": decoding.rules(how), "dequantized": plain}
     kept = pieces.Pieces(output, pieces.key("agree", name, device, [*shards.values(), *references.values()], **decided))
-    model = (dequantized if plain else backends.load)(name, folder, device)
-    vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
-    limit = decoding.most(model, vocabulary, how.max_new_tokens)
-    # As decoding does it: a scale of dynamic activations may span a call, and what kernels for one row and for many
-    # round otherwise tips an activation to its next code.
-    stepwise = made["activations"] != "none"
-    listener = agreement.Listener(model, agreement.head(fp32, device), vocabulary, limit, stepwise)
+    listener = listen(folder, made, how, plain, agreement.head(fp32, device))
 
     def make(shard: str, progress: "tqdm[Any]") -> Row:
         return agree(variant, listener, shards[shard], references[shard], progress)
@@ -72,6 +68,23 @@ def main(variant: str) -> None:
     for split, rates in splits.items():
         flips = f"{rates['flips']:.2f} % of {rates['tokens']:,} tokens flip"
         print(f"{variant}, {split}: KL {rates['kl']:.6f} a token, {flips}")
+
+
+def listen(folder: Path, made: Row, how: "Decoding", plain: bool, head: "Tensor") -> "Listener":
+    """Load a checkpoint, `made` as its variant says, to be held against fp32, whose output head is given.
+
+    On the head's device; `plain`: as its weights' values, in float32.
+    """
+    from pipeline import backends
+    from pipeline.whisper import agreement
+    from pipeline.whisper.inference import decoding
+
+    model = (dequantized if plain else backends.load)(made["backend"], folder, str(head.device))
+    vocabulary = decoding.Vocabulary.read(folder, how.language, how.task, how.suppress_non_speech)
+    limit = decoding.most(model, vocabulary, how.max_new_tokens)
+    # As decoding does it: a scale of dynamic activations may span a call, and what kernels for one row and for many
+    # round otherwise tips an activation to its next code.
+    return agreement.Listener(model, head, vocabulary, limit, stepwise=made["activations"] != "none")
 
 
 def dequantizes(kernels: str, name: str, activations: str) -> bool:

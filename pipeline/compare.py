@@ -29,7 +29,7 @@ def read(path: Path, maker: str) -> comparison.Json:
 
 
 def main() -> None:
-    """Read what is known of the variants in params.yaml; write metrics.json, candidate.json and results.csv."""
+    """Read what is known of the variants in params.yaml; write the metrics, the table and the errors behind it."""
     settings = params.read()
     scoring, names = settings.scoring, settings.names
     sweep(names)
@@ -43,6 +43,7 @@ def main() -> None:
     files.write_json(METRICS, comparison.metrics(table))
     files.write_json(CANDIDATE, comparison.candidate(table))
     files.write_text(tables.RESULTS, tables.to_csv(table))
+    files.write_text(tables.ERRORS, comparison.errors(scores))
 
 
 def sweep(names: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Keep the current results as a study: a folder, studies/<name>/, to be committed and cited.
 
-Usage: python -m pipeline.study NAME | --page FOLDER | --headline FOLDER [--variants NAME ...]
+Usage: python -m pipeline.study NAME | --page FOLDER | --answer FOLDER | --headline FOLDER [--variants NAME ...]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
 from pipeline.results import figures, page, tables
 from pipeline.results.findings import ENVIRONMENT
-from pipeline.results.tables import ENGINES, PROTOCOL, RESULTS, SENSITIVITY
+from pipeline.results.tables import ENGINES, ERRORS, FORETOLD, PROTOCOL, RESULTS, SENSITIVITY
 from pipeline.scoring import wer
 
 STUDIES = Path("studies")
-OPTIONAL = (PROTOCOL, ENGINES, SENSITIVITY)  # tables that a study has where they were measured
+OPTIONAL = (PROTOCOL, ENGINES, SENSITIVITY, FORETOLD)  # tables that a study has where they were measured
 CHANGED_BY_RUNS = ("params.yaml", "catalog.yaml", "dvc.lock", "outside", "reports", "studies")
 """Files that experiments and studies change themselves: whatever else differs from the commit is code."""
 
@@ -45,6 +45,8 @@ def main(name: str) -> None:
     optional = {path: tables.read(path) for path in OPTIONAL if path.exists()}
     if ENGINES in optional:
         check_engines(settings.model, optional[ENGINES])
+    if FORETOLD in optional:
+        check_foretold(settings.names, optional[FORETOLD])
     described = environment(results)
     check_versions(described["packages"] | {"python": described["python"]}, results)
     check_up_to_date()
@@ -54,7 +56,7 @@ def main(name: str) -> None:
     heard = [f"{settings.calibration.split} {utterance}\n" for utterance in calibrated]
     with files.aside(STUDIES / name) as folder:
         folder.mkdir()
-        for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, *optional):
+        for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, ERRORS, *optional):
             shutil.copyfile(file, folder / file.name)
         shutil.copytree(figures.FIGURES, folder / figures.FIGURES.name, copy_function=shutil.copyfile)
         files.write_text(folder / "utterances.txt", "".join(utterances + heard))
@@ -70,6 +72,15 @@ def check_engines(model: str, engines: pd.DataFrame) -> None:
         raise UserError(
             f"{ENGINES} is about model {others.pop()!r}, but {params.FILE} chooses {model!r}; "
             f"run '{tables.MAKERS[ENGINES.name]}' again, or remove it"
+        )
+
+
+def check_foretold(names: Sequence[str], foretold: pd.DataFrame) -> None:
+    """Raise UserError where other variants were foretold than the study has: no stage of DVC watches that table."""
+    if {*foretold.variant} != {*names}:
+        raise UserError(
+            f"{FORETOLD} is about other variants than {params.FILE}; "
+            f"run '{tables.MAKERS[FORETOLD.name]}' again, or remove it"
         )
 
 
@@ -129,12 +140,15 @@ if __name__ == "__main__":
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
     chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
+    chosen.add_argument("--answer", metavar="FOLDER", type=Path, help="print what it tells to ship, and why")
     chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print its variants as a table for a README")
     parser.add_argument("--variants", metavar="NAME", nargs="+", default=(), help="with --headline: these alone")
     arguments = parser.parse_args()
     with stage.guarded("study"):
         if arguments.page:
             files.write_text(arguments.page / "README.md", page.text(arguments.page, arguments.page.resolve().name))
+        elif arguments.answer:
+            print(page.answer(arguments.answer))
         elif arguments.headline:
             print(page.headline(arguments.headline, arguments.variants))
         else:

@@ -101,6 +101,9 @@ def test_main_writes_the_metrics_of_the_contract_and_the_table(tmp_path: Path, m
         "size_mb": 100.0,
         "clean": {"wer": 10.0, "vs_fp32": "+0.00 [+0.00, +0.00]", "kl": 0.000712},
     }
+    first, *others = Path("reports/errors.csv").read_text().splitlines()
+    assert first == "split,id,speaker,words,fp32,hqq-int4,candidate"
+    assert [line.split(",")[3:] for line in others] == [["10", "1", "2", "1"]] * 10
     with Path("reports/results.csv").open(newline="") as file:
         baseline, variant, candidate = csv.DictReader(file)
     assert (baseline["verdict"], baseline["p_value"], baseline["p_holm"]) == ("baseline", "", "")

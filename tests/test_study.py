@@ -22,6 +22,7 @@ stages:
     params: [variants]
     deps: [scores]
     outs:
+      - reports/errors.csv: {cache: false, persist: true}
       - reports/results.csv: {cache: false, persist: true}
       - reports/metrics.json: {cache: false, persist: true}
       - reports/figures: {cache: false, persist: true}
@@ -31,6 +32,22 @@ NAMES = list(dict.fromkeys(line["variant"] for line in LINES))
 VERSIONS = {"python": platform.python_version()} | {
     name: importlib.metadata.version(name) for name in tables.LIBRARIES if name != "python"
 }
+
+
+ERRORS = """\
+split,id,speaker,words,fp32,quanto-int8,hqq-int3,candidate
+test-clean,1-2-1,1,9,0,0,1,0
+test-clean,3-2-1,3,9,1,1,2,1
+test-other,5-2-1,5,9,1,1,3,1
+test-other,7-2-1,7,9,2,2,2,2
+"""
+FORETOLD = """\
+variant,corpus,split,utterances,tokens,kl
+fp32,subset,train,2,40,0.0
+quanto-int8,subset,train,2,40,0.001
+hqq-int3,subset,train,2,40,0.1
+candidate,subset,train,2,40,0.002
+"""
 
 
 def table(lines: list[Row], **versions: str) -> str:
@@ -55,6 +72,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
         "scores": "",
         "code.py": "",
         "reports/results.csv": table(LINES),
+        "reports/errors.csv": ERRORS,
         "reports/metrics.json": '{"fp32": {}}',
         "reports/figures/wer.png": "a figure",
         "reports/figures/wer_vs_size.png": "another",
@@ -117,6 +135,7 @@ def test_a_study_is_the_results_and_where_they_come_from(project: Study, capsys:
         "params.yaml": Path("params.yaml").read_bytes(),
         "catalog.yaml": Path("catalog.yaml").read_bytes(),
         "results.csv": Path("reports/results.csv").read_bytes(),
+        "errors.csv": ERRORS.encode(),
         "metrics.json": b'{"fp32": {}}',
         "figures/wer.png": b"a figure",
         "figures/wer_vs_size.png": b"another",
@@ -160,9 +179,10 @@ def test_a_study_is_replaced_as_a_whole(project: Study) -> None:
     Path("reports/engines.csv").write_text(ENGINES)
     Path("reports/protocol.csv").write_text(tables.to_csv([OWN]))
     Path("reports/sensitivity.csv").write_text(sensitivity())
+    Path("reports/foretold.csv").write_text(FORETOLD)
     study.main("base")
     first = kept(Path("studies/base"))
-    assert {"engines.csv", "protocol.csv", "sensitivity.csv"} <= set(first)
+    assert {"engines.csv", "foretold.csv", "protocol.csv", "sensitivity.csv"} <= set(first)
     assert "| ctranslate2 int8 |" in first["README.md"].decode()
     project.append("scores", "changed")
     assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
@@ -171,6 +191,15 @@ def test_a_study_is_replaced_as_a_whole(project: Study) -> None:
     Path("reports/engines.csv").unlink()
     study.main("base")
     assert set(first) - set(kept(Path("studies/base"))) == {"engines.csv"}
+
+
+@pytest.mark.usefixtures("project")
+def test_what_was_foretold_of_other_variants_is_refused() -> None:
+    Path("reports/foretold.csv").write_text(FORETOLD.replace("hqq-int3", "hqq-int2"))
+    assert refusal() == (
+        "reports/foretold.csv is about other variants than params.yaml; "
+        "run 'python -m benchmarks.foretell SPLIT' again, or remove it"
+    )
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "v1.0", "a b", "ü"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE, CANDIDATE
@@ -237,6 +238,22 @@ def shortened(ids: Sequence[str]) -> str:
     """Return MAX_IDS ids and the number of the others: a variant that always loops would fill the table with names."""
     more = f" and {len(ids) - MAX_IDS} more" if len(ids) > MAX_IDS else ""
     return " ".join(ids[:MAX_IDS]) + more
+
+
+def errors(scores: Mapping[str, Json]) -> str:
+    """Return errors.csv: a line for each utterance, with its words and every variant's errors (pure).
+
+    All verdicts follow from it, so that anyone can find them again.
+    """
+    kinds = ("substitutions", "deletions", "insertions")
+    by_variant = {name: [sum(u[kind] for kind in kinds) for u in of["utterances"]] for name, of in scores.items()}
+    spoken = scores[BASELINE]["utterances"]
+    about = [
+        {"split": u["split"], "id": u["id"], "speaker": u["speaker"], "words": len(u["reference"].split())}
+        for u in spoken
+    ]
+    table = pd.DataFrame(about).join(pd.DataFrame(by_variant))
+    return str(table.to_csv(index=False))
 
 
 def flat(entries: Json) -> Row:

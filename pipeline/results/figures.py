@@ -208,9 +208,10 @@ def _bars(axes: "Axes", results: "DataFrame") -> None:
     axes.axvline(base.rate, **DASHED)
     axes.set_xlim(0, top * 1.15)
     axes.set_ylim(len(results) - 0.4, -0.6)
-    axes.set_yticks(range(len(results)), list(results.variant))
-    for name in axes.get_yticklabels():
-        name.set_fontweight("bold" if name.get_text() == CANDIDATE else "normal")
+    names = [f"{row.variant}, {row.size_mb:.1f} MB" for row in results.itertuples()]
+    axes.set_yticks(range(len(results)), names)
+    for name, variant in zip(axes.get_yticklabels(), results.variant, strict=True):
+        name.set_fontweight("bold" if variant == CANDIDATE else "normal")
     axes.set_title(f"{base.split}: {extent(base)}")
     axes.set_xlabel(MEASURES[base.measure].title)
 

@@ -1,7 +1,7 @@
 """What a study found: the tables in its folder, and which variants and protocols the sentences of its page name."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +9,13 @@ import pandas as pd
 
 from pipeline.core import params
 from pipeline.core.errors import UserError
-from pipeline.core.params import BASELINE, CANDIDATE, Params
-from pipeline.results import tables
+from pipeline.core.params import BASELINE, Params
+from pipeline.results import foretelling, tables
 from pipeline.results.claims import EXCESS
 from pipeline.results.tables import Row
-from pipeline.scoring.statistics import SIGNIFICANT, WER
+from pipeline.scoring.statistics import SIGNIFICANT
 
 ENVIRONMENT = "environment.json"
-MARGIN = 1.0
-"""Points of WER, or words a minute: a loss that many would take. Chosen before the studies were made, not measured."""
-
 WAYS = ("suppress_non_speech", "max_new_tokens", "normalizer")  # what the protocols differ in
 
 
@@ -31,6 +28,8 @@ class Study:
     protocols: pd.DataFrame  # protocol.csv; empty where they were not measured
     engines: pd.DataFrame  # engines.csv; empty where they were not measured
     versions: dict[str, str]  # of Python and of every installed package
+    training: pd.DataFrame  # foretold.csv; empty where it was not measured
+    errors: pd.DataFrame  # errors.csv; empty for earlier studies
 
     @property
     def variants(self) -> list[Row]:
@@ -46,14 +45,15 @@ class Study:
         """Whether variants were held against fp32 token by token: earlier studies do not have it."""
         return bool(self.lines.kl.notna().all())
 
+    @property
+    def foretold(self) -> list[foretelling.Foretold]:
+        """Whether KL divergence on other speech foretells the loss, by split; empty where it was not measured."""
+        return [] if self.training.empty else list(foretelling.foretold(self.training, self.errors))
+
     def kl(self, variant: str) -> float:
         """Return a variant's KL divergence from fp32, mean over the tokens of all splits."""
         rows = self.of(variant)
         return float(sum(row.kl * row.tokens for row in rows) / sum(row.tokens for row in rows))
-
-    def where(self, holds: Callable[[Row], bool]) -> list[Row]:
-        """Return one line of each quantized variant of which something holds on every split."""
-        return [row for row in self.variants if row.variant != BASELINE and all(map(holds, self.of(row.variant)))]
 
 
 def read(folder: Path) -> Study:
@@ -65,38 +65,13 @@ def read(folder: Path) -> Study:
             f"{folder} is no study: {ENVIRONMENT} is not there; 'make study NAME={folder.name}' makes one"
         ) from None
     settings, lines = params.read(folder), tables.read(folder / tables.RESULTS.name)
-    optional = (folder / tables.PROTOCOL.name, folder / tables.ENGINES.name)
-    protocols, engines = (tables.read(path) if path.exists() else pd.DataFrame() for path in optional)
-    return Study(settings, lines, protocols, engines, {"python": environment["python"]} | environment["packages"])
-
-
-def safe(study: Study) -> list[Row]:
-    """Return the variants, but for the candidate, that surely lose less than MARGIN on every split; smallest first."""
-    found = study.where(lambda row: _most(row) < MARGIN)
-    return sorted((row for row in found if row.variant != CANDIDATE), key=lambda row: row.size_mb)
-
-
-def _most(row: Row) -> float:
-    """Return the loss that the results leave room for: the interval's end, and no less than the rule of three.
-
-    Where no utterance differs the interval is zero alone, and yet three in as many as there are might (95 %; Hanley and
-    Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249, 1983), each by a word or more.
-    """
-    return float(max(row.delta_high, 300 / row.words if row.measure == WER else 3 / row.minutes))
-
-
-def sound(study: Study) -> list[Row]:
-    """Return the quantized variants whose uncorrected interval reaches down to zero on every split; smallest first.
-
-    Stricter than the verdict, which must be certain of a loss: here nothing may speak against "none".
-    """
-    return sorted(study.where(lambda row: bool(row.delta_low <= 0)), key=lambda row: row.size_mb)
-
-
-def fastest(study: Study) -> Row | None:
-    """Return the sound variant that is fastest with single utterances, unless fp32 is faster."""
-    found = min([*sound(study), *study.of(BASELINE)], key=lambda row: row.latency_p50_ms)
-    return None if found.variant == BASELINE else found
+    optional = (folder / table.name for table in (tables.PROTOCOL, tables.ENGINES, tables.FORETOLD))
+    protocols, engines, training = (tables.read(path) if path.exists() else pd.DataFrame() for path in optional)
+    versions = {"python": environment["python"]} | environment["packages"]
+    errors = (
+        tables.read_errors(folder / tables.ERRORS.name) if (folder / tables.ERRORS.name).exists() else pd.DataFrame()
+    )
+    return Study(settings, lines, protocols, engines, versions, training, errors)
 
 
 def passes(study: Study) -> float:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from pipeline.core.errors import UserError, suggestion
 from pipeline.core.params import BASELINE, CANDIDATE, CATALOG, Params
-from pipeline.results import claims, findings, tables
+from pipeline.results import claims, decision, findings, tables
 from pipeline.results import text as writing
 
 
@@ -23,6 +23,13 @@ def text(folder: Path, name: str) -> str:
     software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
     values = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
     return _render("study.md.j2", study, **values)
+
+
+def answer(folder: Path) -> str:
+    """Return what a study tells to ship, and the table of `decision.shortlist`."""
+    study = findings.read(folder)
+    said = _render("answer.md.j2", study).rstrip()
+    return f"{said}\n\n{headline(folder, decision.shortlist(study.lines))}"
 
 
 def headline(folder: Path, variants: Sequence[str] = ()) -> str:
@@ -81,7 +88,7 @@ def render(template: str, **values: Any) -> str:
         pairs,
     )
     environment.filters |= {each.__name__: each for each in filters}
-    environment.globals |= {"claims": claims, "findings": findings, "tables": tables}
+    environment.globals |= {"claims": claims, "decision": decision, "findings": findings, "tables": tables}
     environment.globals |= {"NO_WORSE": writing.NO_WORSE, "UNDECIDED": writing.UNDECIDED, "vars": vars}
     return environment.get_template(template).render(values).replace("\\\n", "")
 

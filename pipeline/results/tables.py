@@ -17,12 +17,16 @@ RESULTS = Path("reports/results.csv")
 PROTOCOL = Path("reports/protocol.csv")
 ENGINES = Path("reports/engines.csv")
 SENSITIVITY = Path("reports/sensitivity.csv")
+FORETOLD = Path("reports/foretold.csv")
+ERRORS = Path("reports/errors.csv")
 
 MAKERS = {
     RESULTS.name: "dvc repro compare",
     PROTOCOL.name: "dvc repro score_protocols",
     ENGINES.name: f"python -m benchmarks.engines --out {ENGINES}",
     SENSITIVITY.name: "dvc repro sensitivity",
+    ERRORS.name: "dvc repro compare",
+    FORETOLD.name: "python -m benchmarks.foretell SPLIT",
 }
 """The commands that write them."""
 
@@ -164,6 +168,8 @@ COLUMNS = RESULT_COLUMNS | {
     "texts_differ": "utterances whose text is not ours",
     "rounds": "rounds in which the engines took turns; times are medians",
     "model": "text: key of `models` in catalog.yaml",
+    # foretold.csv: a variant's KL divergence on speech that is not scored.
+    "corpus": "text: key of `corpora` in catalog.yaml",
     # sensitivity.csv: a Linear layer of the baseline, in the model's order; the output head comes last.
     "layer": "text: its name in the checkpoint",
     "part": "text: encoder or decoder",
@@ -199,6 +205,7 @@ _COLUMNS = {
         *("engine", "rtfx", "time_ratio", "texts_differ", "utterances", "audio_s", "batch_size", "threads", "rounds"),
         *("machine", "model"),
     ],
+    FORETOLD.name: ["variant", "corpus", "split", "utterances", "tokens", "kl"],
     SENSITIVITY.name: ["layer", "part", "number", "kind", "weights", "kl_4bit"],
 }
 """What a file must have, by its name."""
@@ -267,6 +274,11 @@ def _with_neutral(frame: pd.DataFrame) -> pd.DataFrame:
         frame[f"rate{bound}"] = [row[row["measure"] + bound] for row in rows]
         frame[f"delta{bound}"] = [row[f"{row['measure']}_delta{bound}"] for row in rows]
     return frame
+
+
+def read_errors(path: Path) -> pd.DataFrame:
+    """Read errors.csv: `split`, `id`, `speaker` and `words` of each utterance, then each variant's errors."""
+    return pd.read_csv(path, dtype={"split": str, "id": str, "speaker": str}, keep_default_na=False)
 
 
 def by_split(frame: pd.DataFrame) -> dict[str, list[Row]]:

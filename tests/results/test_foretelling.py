@@ -1,0 +1,47 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.results.foretelling import foretold, spearman
+
+
+def table(losses: dict[str, int], speakers: int = 12) -> pd.DataFrame:
+    """Return errors of two splits, where each variant loses so many errors a speaker, more or less."""
+    rng = np.random.default_rng(1)
+    lines = [
+        {"split": split, "id": f"{split}-{speaker}-{n}", "speaker": str(speaker), "words": 20, "fp32": 1}
+        | {name: 1 + loss + int(rng.integers(2)) for name, loss in losses.items()}
+        for split in ("b", "a")
+        for speaker in range(speakers)
+        for n in range(2)
+    ]
+    return pd.DataFrame(lines)
+
+
+KL = pd.DataFrame({"variant": ["fp32", "v1", "v2", "v3", "v4", "v5"], "kl": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]})
+
+
+def test_more_divergence_more_loss() -> None:
+    found = list(foretold(KL, table({f"v{n}": 10 * n for n in range(1, 6)})))
+    assert [(one.split, one.variants) for one in found] == [("b", 5), ("a", 5)]
+    assert [one.rho for one in found] == pytest.approx([1.0, 1.0])
+    assert all(one.low > 0.9 and one.high == pytest.approx(1.0) for one in found)
+
+
+def test_no_relation_has_a_wide_interval() -> None:
+    (found, _) = foretold(KL, table({"v1": 3, "v2": 9, "v3": 1, "v4": 7, "v5": 4}))
+    assert found.low < 0 < found.high
+
+
+def test_without_speakers_utterances_are_drawn() -> None:
+    known = table({"v1": 0, "v2": 1, "v3": 0, "v4": 1, "v5": 0})
+    unknown = known.assign(speaker="")
+    one, other = (next(foretold(KL, errors)) for errors in (known, unknown))
+    assert one.rho == other.rho
+    assert (one.low, one.high) != (other.low, other.high)
+
+
+def test_ties_share_their_rank_and_equal_values_have_none() -> None:
+    one, two = np.array([[1.0, 2.0, 2.0, 4.0]]), np.array([[1.0, 3.0, 2.0, 4.0]])
+    assert spearman(one, two)[0] == pytest.approx(pd.Series(one[0]).corr(pd.Series(two[0]), method="spearman"))
+    assert np.isnan(spearman(one, np.ones((1, 4)))[0])
