@@ -1,6 +1,7 @@
 """Keep the current results as a study: a folder, studies/<name>/, to be committed and cited.
 
-Usage: python -m pipeline.study NAME | --page FOLDER | --answer FOLDER | --headline FOLDER [--variants NAME ...]
+Usage: python -m pipeline.study NAME | --page FOLDER | --index | --answer FOLDER
+       | --headline FOLDER [--variants NAME ...]
 """
 
 import argparse
@@ -62,7 +63,14 @@ def main(name: str) -> None:
         files.write_text(folder / "utterances.txt", "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
         files.write_text(folder / "README.md", page.text(folder, name))
+    write_index()
     print(f"{STUDIES / name}: {len(settings.names)} variants on {len(utterances)} utterances")
+
+
+def write_index() -> None:
+    """Write studies/README.md: all studies, and what becomes of each claim."""
+    folders = sorted(path.parent for path in STUDIES.glob(f"*/{ENVIRONMENT}"))
+    files.write_text(STUDIES / "README.md", page.index(folders))
 
 
 def check_engines(model: str, engines: pd.DataFrame) -> None:
@@ -140,6 +148,7 @@ if __name__ == "__main__":
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
     chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
+    chosen.add_argument("--index", action="store_true", help="only write studies/README.md again: all studies' claims")
     chosen.add_argument("--answer", metavar="FOLDER", type=Path, help="print what it tells to ship, and why")
     chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print its variants as a table for a README")
     parser.add_argument("--variants", metavar="NAME", nargs="+", default=(), help="with --headline: these alone")
@@ -147,6 +156,8 @@ if __name__ == "__main__":
     with stage.guarded("study"):
         if arguments.page:
             files.write_text(arguments.page / "README.md", page.text(arguments.page, arguments.page.resolve().name))
+        elif arguments.index:
+            write_index()
         elif arguments.answer:
             print(page.answer(arguments.answer))
         elif arguments.headline:

@@ -6,6 +6,7 @@ bit-widths" is found. These are the figures that its text gives. What others say
 gives intervals either.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -168,6 +169,12 @@ class Check:
     verdicts: list[str]
     of_sizes: bool = False
     by: str = "the paper"
+
+
+def counted(check: Check) -> str:
+    """Return a check's verdicts in a few words: how many of the variants get each, where they differ."""
+    of = Counter(check.verdicts)
+    return ", ".join(f"{verdict} ({of[verdict]} of {of.total()})" if len(of) > 1 else verdict for verdict in of)
 
 
 def check(results: pd.DataFrame, variants: Mapping[str, Variant]) -> list[Check]:

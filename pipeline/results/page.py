@@ -22,14 +22,30 @@ def text(folder: Path, name: str) -> str:
     candidate = {"bits": study.settings.candidate.bits} | not_default(study.settings.candidate)
     software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
     values = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
+    values |= {"answer": _answer(study)}
     return _render("study.md.j2", study, **values)
+
+
+def index(folders: Sequence[Path]) -> str:
+    """Return the page over several studies: what each tells to ship, and every claim's verdicts by model."""
+    studies = {folder.name: findings.read(folder) for folder in folders}
+    checked = {name: claims.check(study.lines, study.settings.variants) for name, study in studies.items()}
+    told = dict.fromkeys((check.claim, check.by) for checks in checked.values() for check in checks)
+    verdicts = {
+        key: [
+            next((claims.counted(check) for check in checks if (check.claim, check.by) == key), "")
+            for checks in checked.values()
+        ]
+        for key in told
+    }
+    said = {name: _answer(study) for name, study in studies.items()}
+    return render("index.md.j2", studies=studies, said=said, verdicts=verdicts)
 
 
 def answer(folder: Path) -> str:
     """Return what a study tells to ship, and the table of `decision.shortlist`."""
     study = findings.read(folder)
-    said = _render("answer.md.j2", study).rstrip()
-    return f"{said}\n\n{headline(folder, decision.shortlist(study.lines))}"
+    return f"{_answer(study)}\n\n{headline(folder, decision.shortlist(study.lines))}"
 
 
 def headline(folder: Path, variants: Sequence[str] = ()) -> str:
@@ -60,6 +76,10 @@ def options(settings: Params) -> dict[str, str]:
         entries = not_default(getattr(settings, section))
         chosen |= {f"{section}.{key}": _plain(value) for key, value in entries.items()}
     return chosen
+
+
+def _answer(study: findings.Study) -> str:
+    return _render("answer.md.j2", study).strip()
 
 
 def _render(template: str, study: findings.Study, **values: Any) -> str:

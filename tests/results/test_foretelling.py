@@ -34,9 +34,10 @@ def test_no_relation_has_a_wide_interval() -> None:
 
 
 def test_without_speakers_utterances_are_drawn() -> None:
-    known = table({"v1": 0, "v2": 1, "v3": 0, "v4": 1, "v5": 0})
-    unknown = known.assign(speaker="")
-    one, other = (next(foretold(KL, errors)) for errors in (known, unknown))
+    many = {f"v{n}": n % 3 + n // 8 for n in range(1, 13)}
+    kl = pd.DataFrame({"variant": ["fp32", *many], "kl": range(13)})
+    known = table(many, speakers=3)
+    one, other = (next(foretold(kl, errors)) for errors in (known, known.assign(speaker="")))
     assert one.rho == other.rho
     assert (one.low, one.high) != (other.low, other.high)
 

@@ -30,6 +30,37 @@ def test_committed_studies_have_the_page_that_their_files_make() -> None:
     assert differ == []
 
 
+def test_the_index_of_committed_studies_is_what_their_files_make() -> None:
+    """After a change of studies: python -m pipeline.study --index."""
+    assert (ROOT / "studies/README.md").read_text() == page.index(STUDIES)
+
+
+def test_the_index_has_every_claim_by_model(folder: Path, tmp_path: Path) -> None:
+    other = made.write(tmp_path / "other", [FP32, line("hqq-int3", 0.1, -0.2, 0.3)])
+    found = page.index([folder, other])
+    assert "| [small](small/README.md) | small | test-clean: 120 utterances of 20 speakers, 2,400 words<br>" in found
+    assert "| nf4 and int3 save up to 71 % | the paper | holds | does not hold |" in found
+    assert "| quanto int8 saves 57 % | the paper | holds |  |" in found
+    assert "- other: Ship fp32: this speech, test-clean, shows of no variant that it loses less than 1 points." in found
+
+
+def test_the_answer_names_the_smallest_and_the_fastest(tmp_path: Path) -> None:
+    safe = [
+        line("a", 0.1, -0.2, 0.2, "no worse", no_worse_than=0.3, size_mb=290.07, size_reduction=70.0),
+        line("b", 0.1, -0.2, 0.2, "no worse", no_worse_than=1.0, size_mb=80.0, latency_p50_ms=400.0),
+    ]
+    said, _, table = page.answer(made.write(tmp_path / "small", [FP32, *safe, line("c", 1.0, 0.0, 2.0)])).partition(
+        "\n\n"
+    )
+    assert said == (
+        "**Ship `a`: 290.1 MB, 30 % of fp32's 966.9, no worse than 0.3 points of WER on test-clean; "
+        "where 1 may be lost, `b`, 80.0 MB; "
+        "for speed on this processor, `b`, 80.0 MB: a single utterance takes 0.50 of fp32's time.** "
+        "Whisper small, 120 utterances of 20 speakers, 2,400 words of test-clean."
+    )
+    assert [row.split(" | ")[0] for row in table.splitlines()[2:]] == ["| fp32", "| a", "| b"]
+
+
 def test_the_whole_page(folder: Path) -> None:
     text = page.text(folder, "base")
     assert list(sections(text)) == [
