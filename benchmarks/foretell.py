@@ -1,4 +1,4 @@
-"""Measure how far variants are from fp32 on speech that is not scored: does that foretell what the WER will lose?
+"""Measure how far variants are from fp32 on speech that is not scored: does it foretell what the WER will lose?
 
 fp32 writes the text of a split of a corpus in catalog.yaml, and its tokens are forced through every checkpoint, as
 `agree` does on what is scored. Writes a line for each variant, which `make study` keeps and its page holds against the
@@ -32,16 +32,19 @@ MODELS = Path("models")
 def speech(folder: Path, settings: params.Params, name: str, split: str, number: int) -> None:
     """Prepare up to `number` utterances of a split in `folder`; leave data/raw as it was.
 
-    Raises UserError where one of them is scored.
+    Raises UserError where one of them is scored, or calibrates.
     """
     entry = settings.corpora[name]
     new = [path for path in sources.archives(name, entry, split) if not path.exists()]
     try:
         sources.download(name, entry, [split])
         chosen = prepare.choose(sources.recordings(name, entry, split), number, seed=0)
-        scored = {row["id"] for shard in corpus.shards(corpus.CORPUS) for row in corpus.rows(shard, ["id"])}
-        if both := sorted({recording.id for recording in chosen.recordings} & scored):
-            raise UserError(f"split {split!r} of corpus {name!r}: {both[0]!r} is scored; name a split that is not")
+        used = [shard for heard in (corpus.CORPUS, corpus.CALIBRATION) for shard in corpus.shards(heard)]
+        known = {row["id"] for shard in used for row in corpus.rows(shard, ["id"])}
+        if both := sorted({recording.id for recording in chosen.recordings} & known):
+            raise UserError(
+                f"split {split!r} of corpus {name!r}: {both[0]!r} is scored or calibrates; name another split"
+            )
         prepare.write(folder / split, name, entry, split, chosen)
     finally:
         for path in new:  # or DVC would find its folder changed
@@ -90,7 +93,7 @@ def main(name: str, split: str, number: int, out: Path) -> None:
         shards = said(Path(temporary), settings)
         for variant in settings.names:
             found = measure(variant, settings, shards, head)
-            rows.append({"variant": variant, "corpus": name, "split": split, **found})
+            rows.append({"variant": variant, "model": settings.model, "corpus": name, "split": split, **found})
             print(f"{variant:26} KL {found['kl']:.6f} a token, of {found['tokens']:,}", flush=True)
     files.write_text(out, tables.to_csv([tables.rounded(row) for row in rows]))
 

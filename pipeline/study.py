@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def main(name: str) -> None:
     if ENGINES in optional:
         check_engines(settings.model, optional[ENGINES])
     if FORETOLD in optional:
-        check_foretold(settings.names, optional[FORETOLD])
+        check_foretold(settings, optional[FORETOLD])
     described = environment(results)
     check_versions(described["packages"] | {"python": described["python"]}, results)
     check_up_to_date()
@@ -63,8 +63,8 @@ def main(name: str) -> None:
         files.write_text(folder / "utterances.txt", "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
         files.write_text(folder / "README.md", page.text(folder, name))
-    write_index()
     print(f"{STUDIES / name}: {len(settings.names)} variants on {len(utterances)} utterances")
+    write_index()
 
 
 def write_index() -> None:
@@ -83,11 +83,11 @@ def check_engines(model: str, engines: pd.DataFrame) -> None:
         )
 
 
-def check_foretold(names: Sequence[str], foretold: pd.DataFrame) -> None:
-    """Raise UserError where other variants were foretold than the study has: no stage of DVC watches that table."""
-    if {*foretold.variant} != {*names}:
+def check_foretold(settings: params.Params, foretold: pd.DataFrame) -> None:
+    """Raise UserError where another model or other variants were foretold: no stage of DVC watches that table."""
+    if {*foretold.model} != {settings.model} or {*foretold.variant} != {*settings.names}:
         raise UserError(
-            f"{FORETOLD} is about other variants than {params.FILE}; "
+            f"{FORETOLD} is about another model or other variants than {params.FILE}; "
             f"run '{tables.MAKERS[FORETOLD.name]}' again, or remove it"
         )
 

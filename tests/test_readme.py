@@ -22,11 +22,15 @@ def test_the_support_table_is_what_the_backends_say() -> None:
     assert f"<!-- python -m pipeline.backends -->\n{told.stdout}" in README
 
 
-def test_the_headline_is_what_the_study_says() -> None:
-    commands = re.findall(r"(<!-- python -m pipeline.study --headline (\S+)(?: --variants ([^>]+))? -->)", README)
-    assert commands
-    for command, folder, variants in commands:
-        assert f"{command}\n{page.headline(ROOT / folder, variants.split())}\n" in README
+def test_the_answer_is_what_the_study_says() -> None:
+    """README opens with it: its sentence, its table of six rows at most, and its figure."""
+    opening, _, rest = README.partition("## Two commands")
+    ((command, folder),) = re.findall(r"(<!-- python -m pipeline.study --answer (\S+) -->)", opening)
+    said = page.answer(ROOT / folder)
+    assert f"{command}\n{said}\n" in opening
+    assert len(said.splitlines()) <= 1 + 1 + 2 + 6
+    assert f"]({folder}/figures/answer.png)" in opening
+    assert "--answer" not in rest
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)

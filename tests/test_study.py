@@ -42,11 +42,11 @@ test-other,5-2-1,5,9,1,1,3,1
 test-other,7-2-1,7,9,2,2,2,2
 """
 FORETOLD = """\
-variant,corpus,split,utterances,tokens,kl
-fp32,subset,train,2,40,0.0
-quanto-int8,subset,train,2,40,0.001
-hqq-int3,subset,train,2,40,0.1
-candidate,subset,train,2,40,0.002
+variant,model,corpus,split,utterances,tokens,kl
+fp32,tiny-en,subset,train,2,40,0.0
+quanto-int8,tiny-en,subset,train,2,40,0.001
+hqq-int3,tiny-en,subset,train,2,40,0.1
+candidate,tiny-en,subset,train,2,40,0.002
 """
 
 
@@ -194,10 +194,11 @@ def test_a_study_is_replaced_as_a_whole(project: Study) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_what_was_foretold_of_other_variants_is_refused() -> None:
-    Path("reports/foretold.csv").write_text(FORETOLD.replace("hqq-int3", "hqq-int2"))
+@pytest.mark.parametrize("changed", [("hqq-int3", "hqq-int2"), ("tiny-en", "base")])
+def test_what_was_foretold_of_others_is_refused(changed: tuple[str, str]) -> None:
+    Path("reports/foretold.csv").write_text(FORETOLD.replace(*changed))
     assert refusal() == (
-        "reports/foretold.csv is about other variants than params.yaml; "
+        "reports/foretold.csv is about another model or other variants than params.yaml; "
         "run 'python -m benchmarks.foretell SPLIT' again, or remove it"
     )
 

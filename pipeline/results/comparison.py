@@ -243,7 +243,7 @@ def shortened(ids: Sequence[str]) -> str:
 def errors(scores: Mapping[str, Json]) -> str:
     """Return errors.csv: a line for each utterance, with its words and every variant's errors (pure).
 
-    All verdicts follow from it, so that anyone can find them again.
+    All verdicts on words follow from it, so that anyone can find them again.
     """
     kinds = ("substitutions", "deletions", "insertions")
     by_variant = {name: [sum(u[kind] for kind in kinds) for u in of["utterances"]] for name, of in scores.items()}
@@ -252,7 +252,7 @@ def errors(scores: Mapping[str, Json]) -> str:
         {"split": u["split"], "id": u["id"], "speaker": u["speaker"], "words": len(u["reference"].split())}
         for u in spoken
     ]
-    table = pd.DataFrame(about).join(pd.DataFrame(by_variant))
+    table = pd.DataFrame(about).join(pd.DataFrame(by_variant), rsuffix="_")  # a variant may be called `id`
     return str(table.to_csv(index=False))
 
 

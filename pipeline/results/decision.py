@@ -1,7 +1,7 @@
 """Which variant to ship: what the verdicts on every split say together, of one study's results.csv (pure).
 
-Verdicts are corrected for the number of variants, split by split, and a variant must pass on every split: so choosing
-among all that pass adds no errors of its own.
+A margin must be shown on every split, after Holm's correction over the variants of each: so of a split and a margin, at
+most one study in forty calls any variant safe that is not, whichever is then chosen.
 """
 
 from typing import TYPE_CHECKING
@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 ROWS = 6
 """Variants of a shortlist: as many as one takes in at a glance."""
 
+GAIN = 0.9
+"""Of fp32's time: what is not below is no reason to change, as times have no intervals."""
+
+MEASURED = ("machine", "device", "threads", "jobs")
+"""Where these differ, times do not compare."""
+
 
 def safe(lines: "DataFrame") -> dict[float, list[Row]]:
     """Return, by margin, the variants that are shown to lose less than that on every split; smallest first.
 
-    A variant stands at the least margin that holds on all of them. The candidate is what is being tried, and no answer.
+    A variant stands at the least margin that holds on all of them; it may be worse than fp32, by less. The candidate is
+    what is being tried, and no answer.
     """
-    found: dict[float, list[Row]] = {}
     quantized = lines[~lines.variant.isin((BASELINE, CANDIDATE))]
-    margins = quantized.groupby("variant").no_worse_than.agg(lambda margin: margin.max(skipna=False))
-    for row in quantized.drop_duplicates("variant").sort_values(["size_mb", "variant"]).itertuples():
-        found.setdefault(margins[row.variant], []).append(row)
-    return {margin: found[margin] for margin in sorted(margins.dropna().unique())}
+    margins = quantized.groupby("variant").no_worse_than.agg(lambda margin: margin.max(skipna=False)).dropna()
+    by_size = quantized.drop_duplicates("variant").sort_values(["size_mb", "variant"])
+    return {
+        margin: [row for row in by_size.itertuples() if margins.get(row.variant) == margin]
+        for margin in sorted(margins.unique())
+    }
 
 
 def smallest(lines: "DataFrame") -> dict[float, Row]:
@@ -39,21 +47,24 @@ def smallest(lines: "DataFrame") -> dict[float, Row]:
 
 
 def fastest(lines: "DataFrame") -> Row | None:
-    """Return the safe variant that is fastest with single utterances; None where fp32 is as fast."""
-    found = [row for rows in safe(lines).values() for row in rows]
-    faster = [row for row in found if row.latency_p50_ms < _fp32(lines).latency_p50_ms]
+    """Return the safe variant that is fastest with single utterances; None where none gains enough on fp32."""
+    fp32 = _fp32(lines)
+    beside = [row for row in _safe(lines) if all(getattr(row, key) == getattr(fp32, key) for key in MEASURED)]
+    faster = [row for row in beside if row.latency_p50_ms <= GAIN * fp32.latency_p50_ms]
     return min(faster, key=lambda row: row.latency_p50_ms, default=None)
 
 
 def shortlist(lines: "DataFrame") -> list[str]:
     """Return ROWS variants at most: fp32, the smallest safe ones, the fastest, then each other library's smallest."""
-    chosen = [_fp32(lines), *smallest(lines).values()]
-    chosen += [row for row in (fastest(lines),) if row and row.variant not in {each.variant for each in chosen}]
-    others = sorted((row for rows in safe(lines).values() for row in rows), key=lambda row: row.size_mb)
-    for row in others:
-        if row.backend not in {each.backend for each in chosen}:
-            chosen.append(row)
-    return [row.variant for row in chosen[:ROWS]]
+    chosen = {row.variant: row for row in (_fp32(lines), *smallest(lines).values(), fastest(lines)) if row}
+    for row in sorted(_safe(lines), key=lambda row: row.size_mb):
+        if row.backend not in {each.backend for each in chosen.values()}:
+            chosen[row.variant] = row
+    return [*chosen][:ROWS]
+
+
+def _safe(lines: "DataFrame") -> list[Row]:
+    return [row for rows in safe(lines).values() for row in rows]
 
 
 def _fp32(lines: "DataFrame") -> Row:

@@ -9,13 +9,15 @@ import pandas as pd
 
 from pipeline.core import params
 from pipeline.core.errors import UserError
-from pipeline.core.params import BASELINE, Params
+from pipeline.core.params import BASELINE, CANDIDATE, Params
 from pipeline.results import foretelling, tables
 from pipeline.results.claims import EXCESS
 from pipeline.results.tables import Row
-from pipeline.scoring.statistics import SIGNIFICANT
+from pipeline.scoring.statistics import MARGINS, SIGNIFICANT
 
 ENVIRONMENT = "environment.json"
+FLOATS = 16  # bits from which on weights are not quantized
+
 WAYS = ("suppress_non_speech", "max_new_tokens", "normalizer")  # what the protocols differ in
 
 
@@ -28,7 +30,7 @@ class Study:
     protocols: pd.DataFrame  # protocol.csv; empty where they were not measured
     engines: pd.DataFrame  # engines.csv; empty where they were not measured
     versions: dict[str, str]  # of Python and of every installed package
-    training: pd.DataFrame  # foretold.csv; empty where it was not measured
+    unscored: pd.DataFrame  # foretold.csv; empty where it was not measured
     errors: pd.DataFrame  # errors.csv; empty for earlier studies
 
     @property
@@ -46,9 +48,23 @@ class Study:
         return bool(self.lines.kl.notna().all())
 
     @property
-    def foretold(self) -> list[foretelling.Foretold]:
-        """Whether KL divergence on other speech foretells the loss, by split; empty where it was not measured."""
-        return [] if self.training.empty else list(foretelling.foretold(self.training, self.errors))
+    def foretold(self) -> dict[str, list[foretelling.Correlation]]:
+        """How KL on other speech ranks quantized variants by their loss, on each split: all, and those not too bad.
+
+        The latter lose less than the widest margin on every split: among them one chooses. Empty where it was not
+        measured.
+        """
+        if self.unscored.empty or self.errors.empty:
+            return {}
+        quantized = [row.variant for row in self.variants if row.bits < FLOATS and row.variant != CANDIDATE]
+        mild = [name for name in quantized if all(row.delta < MARGINS[-1] for row in self.of(name))]
+        chosen = {"all": quantized, "mild": mild}
+        return {key: foretelling.correlate(self.unscored, self.errors, names) for key, names in chosen.items()}
+
+    @property
+    def tested(self) -> bool:
+        """Whether margins were tested: in earlier studies they were not."""
+        return bool((self.lines.test_unit != "").any())
 
     def kl(self, variant: str) -> float:
         """Return a variant's KL divergence from fp32, mean over the tokens of all splits."""
@@ -66,12 +82,12 @@ def read(folder: Path) -> Study:
         ) from None
     settings, lines = params.read(folder), tables.read(folder / tables.RESULTS.name)
     optional = (folder / table.name for table in (tables.PROTOCOL, tables.ENGINES, tables.FORETOLD))
-    protocols, engines, training = (tables.read(path) if path.exists() else pd.DataFrame() for path in optional)
+    protocols, engines, unscored = (tables.read(path) if path.exists() else pd.DataFrame() for path in optional)
     versions = {"python": environment["python"]} | environment["packages"]
     errors = (
         tables.read_errors(folder / tables.ERRORS.name) if (folder / tables.ERRORS.name).exists() else pd.DataFrame()
     )
-    return Study(settings, lines, protocols, engines, versions, training, errors)
+    return Study(settings, lines, protocols, engines, versions, unscored, errors)
 
 
 def passes(study: Study) -> float:

@@ -1,6 +1,6 @@
 """Does KL divergence on speech that nobody scores foretell what the word error rate will lose?"""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,39 +12,48 @@ from pipeline.core.params import BASELINE
 from pipeline.scoring import statistics
 
 RESAMPLES, SEED = 10_000, 0
+FEWEST = 5
+"""Variants below which a rank correlation says nothing."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Foretold:
-    """Spearman's rank correlation of KL and loss over a split's quantized variants, with its 95 % interval."""
+class Correlation:
+    """Spearman's rank correlation of KL and loss over a split's variants, with its 95 % interval."""
 
     split: str
     variants: int
+    unit: str  # what was drawn anew beside variants: speaker or utterance
     rho: float
     low: float
     high: float
 
 
-def foretold(kl: pd.DataFrame, errors: pd.DataFrame) -> Iterator[Foretold]:
-    """Yield the correlation on each split of errors.csv with the KL divergences of foretold.csv (pure).
+def correlate(kl: pd.DataFrame, errors: pd.DataFrame, names: Sequence[str]) -> list[Correlation]:
+    """Return the correlation over the named variants on each split of errors.csv with the KL of foretold.csv (pure).
 
-    The interval holds for other variants of this kind and other speakers: both are drawn anew, each variant with all
-    its errors and each speaker (utterance, where speakers are not known) with all that they say. Source: Owen, "The
-    pigeonhole bootstrap", Annals of Applied Statistics 1 (2007).
+    None where variants are fewer than FEWEST, or all lose alike. For the interval variants and units (speakers, or
+    utterances where `statistics.headline_unit` says so) are drawn anew, each variant with all its errors and each unit
+    with all that it says: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007). Its ends are
+    percentiles, as a correlation ends at 1. The KL's own speakers are not drawn.
     """
-    of = kl[kl.variant != BASELINE].set_index("variant").kl
+    if len(names) < FEWEST:
+        return []
+    divergences = kl.set_index("variant").kl[[*names]].to_numpy()
+    variants = np.random.default_rng([SEED, 1]).integers(len(names), size=(RESAMPLES, len(names)))
+    found = []
     for split, spoken in errors.groupby("split", sort=False):
-        unit = "id" if (spoken.speaker == "").any() else "speaker"
-        sums = spoken.groupby(unit)[["words", BASELINE, *of.index]].sum()
-        lost = sums[of.index].sub(sums[BASELINE], axis=0).to_numpy(np.float64)
-        units = np.concatenate([*statistics.draws(len(sums), RESAMPLES, SEED)])
-        variants = np.random.default_rng(SEED).integers(len(of), size=(RESAMPLES, len(of)))
-        losses = np.take_along_axis(units @ lost / (units @ sums[["words"]].to_numpy()), variants, axis=1)
-        low, high = np.nanpercentile(spearman(of.to_numpy()[variants], losses), [2.5, 97.5])
-        (rho,) = spearman(of.to_numpy()[None], lost.sum(axis=0)[None])
-        yield Foretold(str(split), len(of), float(rho), float(low), float(high))
+        unit = statistics.headline_unit([speaker or None for speaker in spoken.speaker])
+        sums = spoken.groupby("id" if unit == "utterance" else "speaker")[[BASELINE, *names]].sum()
+        lost = sums[[*names]].sub(sums[BASELINE], axis=0).to_numpy(np.float64)
+        drawn = np.concatenate([block @ lost for block in statistics.draws(len(sums), RESAMPLES, SEED)])
+        rhos = spearman(divergences[variants], np.take_along_axis(drawn, variants, axis=1))
+        (rho,) = spearman(divergences[None], lost.sum(axis=0)[None])
+        if not np.isnan(rho):
+            low, high = np.nanpercentile(rhos, [2.5, 97.5])
+            found.append(Correlation(str(split), len(names), unit, float(rho), float(low), float(high)))
+    return found
 
 
 def spearman(one: Floats, other: Floats) -> Floats:

@@ -14,6 +14,7 @@ from pipeline.core.errors import UserError, suggestion
 from pipeline.core.params import BASELINE, CANDIDATE, CATALOG, Params
 from pipeline.results import claims, decision, findings, tables
 from pipeline.results import text as writing
+from pipeline.scoring.statistics import ONE_SIDED
 
 
 def text(folder: Path, name: str) -> str:
@@ -29,15 +30,10 @@ def text(folder: Path, name: str) -> str:
 def index(folders: Sequence[Path]) -> str:
     """Return the page over several studies: what each tells to ship, and every claim's verdicts by model."""
     studies = {folder.name: findings.read(folder) for folder in folders}
-    checked = {name: claims.check(study.lines, study.settings.variants) for name, study in studies.items()}
-    told = dict.fromkeys((check.claim, check.by) for checks in checked.values() for check in checks)
-    verdicts = {
-        key: [
-            next((claims.counted(check) for check in checks if (check.claim, check.by) == key), "")
-            for checks in checked.values()
-        ]
-        for key in told
-    }
+    checked = [claims.check(study.lines, study.settings.variants) for study in studies.values()]
+    counted = [{(check.claim, check.by): claims.counted(check) for check in checks} for checks in checked]
+    keys = dict.fromkeys(key for of_study in counted for key in of_study)
+    verdicts = {key: [of_study.get(key, "") for of_study in counted] for key in keys}
     said = {name: _answer(study) for name, study in studies.items()}
     return render("index.md.j2", studies=studies, said=said, verdicts=verdicts)
 
@@ -45,7 +41,7 @@ def index(folders: Sequence[Path]) -> str:
 def answer(folder: Path) -> str:
     """Return what a study tells to ship, and the table of `decision.shortlist`."""
     study = findings.read(folder)
-    return f"{_answer(study)}\n\n{headline(folder, decision.shortlist(study.lines))}"
+    return f"{_answer(study)}\n\n{_headline(study, decision.shortlist(study.lines))}"
 
 
 def headline(folder: Path, variants: Sequence[str] = ()) -> str:
@@ -59,7 +55,7 @@ def headline(folder: Path, variants: Sequence[str] = ()) -> str:
         if name not in known:
             raise UserError(f"{folder} has no variant {name!r}{suggestion(name, known)}")
     shown = variants or [name for name in known if name != CANDIDATE]
-    return _render("headline.md.j2", study, shown=shown).rstrip()
+    return _headline(study, shown)
 
 
 def options(settings: Params) -> dict[str, str]:
@@ -80,6 +76,10 @@ def options(settings: Params) -> dict[str, str]:
 
 def _answer(study: findings.Study) -> str:
     return _render("answer.md.j2", study).strip()
+
+
+def _headline(study: findings.Study, shown: Sequence[str]) -> str:
+    return _render("headline.md.j2", study, shown=shown).rstrip()
 
 
 def _render(template: str, study: findings.Study, **values: Any) -> str:
@@ -109,7 +109,13 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {each.__name__: each for each in filters}
     environment.globals |= {"claims": claims, "decision": decision, "findings": findings, "tables": tables}
-    environment.globals |= {"NO_WORSE": writing.NO_WORSE, "UNDECIDED": writing.UNDECIDED, "vars": vars}
+    environment.globals |= {
+        "BASELINE": BASELINE,
+        "ONE_SIDED": ONE_SIDED,
+        "NO_WORSE": writing.NO_WORSE,
+        "UNDECIDED": writing.UNDECIDED,
+        "vars": vars,
+    }
     return environment.get_template(template).render(values).replace("\\\n", "")
 
 

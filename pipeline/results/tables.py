@@ -168,7 +168,7 @@ COLUMNS = RESULT_COLUMNS | {
     "texts_differ": "utterances whose text is not ours",
     "rounds": "rounds in which the engines took turns; times are medians",
     "model": "text: key of `models` in catalog.yaml",
-    # foretold.csv: a variant's KL divergence on speech that is not scored.
+    # foretold.csv: a variant's KL divergence on speech that is neither scored nor calibrated on.
     "corpus": "text: key of `corpora` in catalog.yaml",
     # sensitivity.csv: a Linear layer of the baseline, in the model's order; the output head comes last.
     "layer": "text: its name in the checkpoint",
@@ -205,7 +205,7 @@ _COLUMNS = {
         *("engine", "rtfx", "time_ratio", "texts_differ", "utterances", "audio_s", "batch_size", "threads", "rounds"),
         *("machine", "model"),
     ],
-    FORETOLD.name: ["variant", "corpus", "split", "utterances", "tokens", "kl"],
+    FORETOLD.name: ["variant", "model", "corpus", "split", "utterances", "tokens", "kl"],
     SENSITIVITY.name: ["layer", "part", "number", "kind", "weights", "kl_4bit"],
 }
 """What a file must have, by its name."""
@@ -277,8 +277,19 @@ def _with_neutral(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_errors(path: Path) -> pd.DataFrame:
-    """Read errors.csv: `split`, `id`, `speaker` and `words` of each utterance, then each variant's errors."""
-    return pd.read_csv(path, dtype={"split": str, "id": str, "speaker": str}, keep_default_na=False)
+    """Read errors.csv: `split`, `id`, `speaker` and `words` of each utterance, then each variant's errors.
+
+    Raises UserError where it is missing or another file.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        text = ["split", "id", "speaker"]
+        return frame[text].join(frame.drop(columns=text).apply(pd.to_numeric))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here; run '{MAKERS[path.name]}' first") from None
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not what '{MAKERS[path.name]}' writes ({reason}); run it again") from None
 
 
 def by_split(frame: pd.DataFrame) -> dict[str, list[Row]]:

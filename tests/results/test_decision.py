@@ -46,7 +46,18 @@ def test_the_fastest_is_safe_and_faster_than_fp32() -> None:
     fastest = decision.fastest(frame(*LINES))
     assert fastest is not None
     assert fastest.variant == "tight"
-    assert decision.fastest(frame(*BASE, *both("loose", 0.3, 0.3, latency_p50_ms=800.0))) is None
+    assert decision.fastest(frame(*BASE, *both("loose", 0.3, 0.3, latency_p50_ms=721.0))) is None
+
+
+def test_times_of_another_machine_do_not_compare() -> None:
+    elsewhere = both("a", 0.3, 0.3, latency_p50_ms=100.0, machine="Another")
+    shared = both("b", 0.3, 0.3, latency_p50_ms=100.0, jobs=4)
+    assert decision.fastest(frame(*BASE, *elsewhere, *shared)) is None
+
+
+def test_what_is_worse_by_less_than_a_margin_is_safe_at_it() -> None:
+    worse = [row | {"verdict": "worse"} for row in both("a", 1.0, 1.0)]
+    assert names(decision.safe(frame(*BASE, *worse))) == {1.0: ["a"]}
 
 
 def test_where_nothing_is_safe_fp32_is_all_there_is() -> None:

@@ -41,24 +41,52 @@ def test_the_index_has_every_claim_by_model(folder: Path, tmp_path: Path) -> Non
     assert "| [small](small/README.md) | small | test-clean: 120 utterances of 20 speakers, 2,400 words<br>" in found
     assert "| nf4 and int3 save up to 71 % | the paper | holds | does not hold |" in found
     assert "| quanto int8 saves 57 % | the paper | holds |  |" in found
-    assert "- other: Ship fp32: this speech, test-clean, shows of no variant that it loses less than 1 points." in found
+    assert "- other: Nothing yet: this study is older than margins, and did not test them." in found
 
 
 def test_the_answer_names_the_smallest_and_the_fastest(tmp_path: Path) -> None:
     safe = [
         line("a", 0.1, -0.2, 0.2, "no worse", no_worse_than=0.3, size_mb=290.07, size_reduction=70.0),
-        line("b", 0.1, -0.2, 0.2, "no worse", no_worse_than=1.0, size_mb=80.0, latency_p50_ms=400.0),
+        line("b", 0.1, -0.2, 0.2, "no worse", no_worse_than=1.0, size_mb=80.0, latency_p50_ms=400.0)
+        | {"dequantized": "True", "latency_other_texts": 3},
     ]
-    said, _, table = page.answer(made.write(tmp_path / "small", [FP32, *safe, line("c", 1.0, 0.0, 2.0)])).partition(
-        "\n\n"
-    )
+    open_ = line("c", 1.0, 0.0, 2.0)
+    lines = [row | {"test_unit": "speaker"} for row in (FP32, *safe, open_)]
+    said, _, table = page.answer(made.write(tmp_path / "small", lines)).partition("\n\n")
     assert said == (
         "**Ship `a`: 290.1 MB, 30 % of fp32's 966.9, no worse than 0.3 points of WER on test-clean; "
-        "where 1 may be lost, `b`, 80.0 MB; "
-        "for speed on this processor, `b`, 80.0 MB: a single utterance takes 0.50 of fp32's time.** "
-        "Whisper small, 120 utterances of 20 speakers, 2,400 words of test-clean."
+        "where 1.0 points may be lost, `b`, 80.0 MB (by its weights in float32: with its library's kernels, "
+        "3 of 20 timed utterances read otherwise); "
+        "for speed, `b`, 80.0 MB: 0.50 of fp32's time for a single utterance on A processor, 2 threads.** "
+        "Whisper small, test-clean: 120 utterances of 20 speakers, 2,400 words; 3 variants compared, "
+        "97.5 % sure for each margin and split."
     )
     assert [row.split(" | ")[0] for row in table.splitlines()[2:]] == ["| fp32", "| a", "| b"]
+
+
+def test_where_nothing_is_safe_the_answer_is_fp32(tmp_path: Path) -> None:
+    lines = [row | {"test_unit": "utterance"} for row in (FP32, line("a", 0.1, -0.2, 0.2))]
+    folder = made.write(tmp_path / "small", lines)
+    assert page.answer(folder).startswith(
+        "Ship fp32: of no variant does this speech (test-clean) show that it loses less than 1.0 points.\n\n| variant |"
+    )
+    assert "answer.png" not in page.text(folder, "small")
+
+
+def test_the_page_tells_how_well_kl_foretells(tmp_path: Path) -> None:
+    names = ["quanto-int8", "hqq-int3", "hqq-int4", "bnb-nf4", "quanto-int4", "quanto-int2"]
+    lines = [FP32, *(line(name, 2.0 * (name == "quanto-int2"), -0.2, 3.0, bits=4) for name in names)]
+    folder = made.write(tmp_path / "small", lines)
+    rows = [f"split,id,speaker,words,fp32,{','.join(names)}"]
+    rows += [f"test-clean,{n}-1-{n},{n},20,1,{','.join(str(n % 2 + i) for i in range(6))}" for n in range(12)]
+    (folder / "errors.csv").write_text("\n".join(rows) + "\n")
+    told = ["variant,model,corpus,split,utterances,tokens,kl", "fp32,small,subset,train,9,1200,0"]
+    told += [f"{name},small,subset,train,9,1200,{n}" for n, name in enumerate(names, 1)]
+    (folder / "foretold.csv").write_text("\n".join(told) + "\n")
+    body = sections(page.text(folder, "small"))["Accuracy"]
+    assert "How well does KL along 1,200 tokens of 9 other utterances (`train`) rank" in body
+    assert "- 6 variants: 1.00 [" in body
+    assert "- 5 variants, those that lose less than 1.0: 1.00 [" in body
 
 
 def test_the_whole_page(folder: Path) -> None:

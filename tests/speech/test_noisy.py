@@ -69,6 +69,23 @@ def test_silence_stays_as_it_is() -> None:
     assert np.array_equal(noisy.mix(speech, np.zeros(80), 10.0, rng), np.rint(speech * 2**15).astype(np.int16))
 
 
+@pytest.mark.parametrize("out", ["clean", "clean/1", "noise", "."])
+def test_what_is_read_is_never_written_over(out: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one inside the other; write to another folder"):
+        noisy.main(*folders, tmp_path / out, 10.0, 0)
+    assert len(list(tmp_path.rglob("*.flac"))) == 3
+
+
+def test_silent_noise_and_odd_numbers_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for path in (tmp_path / "noise/audio").iterdir():
+        path.write_bytes(encode(np.zeros(800), path.suffix[1:].upper()))
+    with pytest.raises(UserError, match="holds noise that is silent"):
+        noisy.main(*folders, tmp_path / "out", 10.0, 0)
+    for snr, seed in ((float("nan"), 0), (10.0, -1)):
+        with pytest.raises(UserError, match="a finite number of dB"):
+            noisy.main(*folders, tmp_path / "out", snr, seed)
+
+
 def test_a_folder_without_audio_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no audio"):
