@@ -66,9 +66,9 @@ def neighbours(
         return {}
     sums = np.array([[u["kl"] for u in of] for of in spoken])
     speakers = [u["speaker"] for u in spoken[0]]
-    known = [speaker for speaker in speakers if speaker is not None]
-    if statistics.deciding_unit(speakers, len(pairs)) == "speaker":
-        sums = statistics.per_group(sums, known)
+    grouped = statistics.by_speaker(sums, speakers)
+    if grouped is not None and statistics.deciding_unit(speakers, len(pairs)) == "speaker":
+        sums = grouped
     changes = sums[:-1] - sums[1:]
     p_values = statistics.holm(statistics.sign_flips(changes, seed)[0].tolist())
     means = changes.sum(axis=1) / sum(u["tokens"] for u in spoken[0])

@@ -114,9 +114,9 @@ def _p_values(
     """
     by_utterance = np.array([*changes.values()]).reshape(len(changes), total.shape[1])
     by_unit = {"utterance": (by_utterance, total)}
-    known = [speaker for speaker in speakers if speaker is not None]
-    if len(known) == len(speakers) and len(set(known)) > 1:
-        by_unit["speaker"] = statistics.per_group(by_utterance, known), statistics.per_group(total, known)
+    sums, whole = (statistics.by_speaker(values, speakers) for values in (by_utterance, total))
+    if sums is not None and whole is not None:
+        by_unit["speaker"] = sums, whole
     found: dict[str, statistics.Floats | list[float]] = {
         f"p_value_{each}": statistics.sign_flips(of, seed)[0] for each, (of, _) in by_unit.items()
     }

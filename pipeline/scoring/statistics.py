@@ -140,10 +140,15 @@ def by_unit(
 ) -> dict[str, list[Estimate]]:
     """Return `estimates` by `utterance` and, where all speakers are known and more than one, by `speaker`."""
     units: dict[str, tuple[Numbers, Numbers]] = {"utterance": (errors, words)}
-    names = [speaker for speaker in speakers if speaker is not None]
-    if len(names) == len(speakers) and len(set(names)) > 1:
-        units["speaker"] = per_group(errors, names), per_group(words, names)
+    if (sums := by_speaker(errors, speakers)) is not None and (whole := by_speaker(words, speakers)) is not None:
+        units["speaker"] = sums, whole
     return {unit: estimates(*counts, bootstrap(*counts, resamples, seed), base) for unit, counts in units.items()}
+
+
+def by_speaker(values: N, speakers: Speakers) -> N | None:
+    """Return the sums over what each speaker has said; None unless all are known, and several."""
+    names = [speaker for speaker in speakers if speaker is not None]
+    return per_group(values, names) if len(names) == len(speakers) and len(set(names)) > 1 else None
 
 
 def per_group(values: N, groups: Sequence[str]) -> N:

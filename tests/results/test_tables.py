@@ -84,7 +84,7 @@ def test_committed_tables_are_documented_and_can_be_read(path: Path) -> None:
 
 
 def test_what_earlier_studies_do_not_tell() -> None:
-    row = next(tables.read(ROOT / "studies/base/results.csv").itertuples())
+    row = next(tables.read(ROOT / "studies/base-paper/results.csv").itertuples())
     assert (row.jobs, row.instructions) == (1, "")
     assert row.split_utterances != row.split_utterances
     assert (row.kl == row.kl, row.flips == row.flips, row.tokens == row.tokens) == (False,) * 3
