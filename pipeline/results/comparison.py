@@ -252,7 +252,7 @@ def errors(scores: Mapping[str, Json]) -> str:
         {"split": u["split"], "id": u["id"], "speaker": u["speaker"], "words": len(u["reference"].split())}
         for u in spoken
     ]
-    table = pd.DataFrame(about).join(pd.DataFrame(by_variant), rsuffix="_")  # a variant may be called `id`
+    table = pd.concat([pd.DataFrame(about), pd.DataFrame(by_variant)], axis=1)  # a variant may be called `id`
     return str(table.to_csv(index=False))
 
 

@@ -210,8 +210,8 @@ def _bars(axes: "Axes", results: "DataFrame") -> None:
     axes.set_ylim(len(results) - 0.4, -0.6)
     names = [f"{row.variant}, {row.size_mb:.1f} MB" for row in results.itertuples()]
     axes.set_yticks(range(len(results)), names)
-    for name, variant in zip(axes.get_yticklabels(), results.variant, strict=True):
-        name.set_fontweight("bold" if variant == CANDIDATE else "normal")
+    for name in axes.get_yticklabels():
+        name.set_fontweight("bold" if name.get_text().startswith(f"{CANDIDATE},") else "normal")
     axes.set_title(f"{base.split}: {extent(base)}")
     axes.set_xlabel(MEASURES[base.measure].title)
 

@@ -122,7 +122,8 @@ def test_every_variant_is_named_and_one_beyond_the_axis_with_its_rate() -> None:
     names = ["fp32,\n151 MB", "hqq-int8", "hqq-int2 (171 %)", "new-int8", "candidate"]
     assert [text.get_text() for text in axes.texts] == names
     (axes,) = figures.differences(frame(*STUDY)).axes
-    assert [text.get_text() for text in axes.get_yticklabels()] == [each["variant"] for each in STUDY]
+    labels = [f"{each['variant']}, {each['size_mb']} MB" for each in STUDY]
+    assert [text.get_text() for text in axes.get_yticklabels()] == labels
     assert [text.get_text() for text in axes.texts] == ["4.00", "4.10", "171.00 (cut)", "4.30", "4.20"]
 
 
