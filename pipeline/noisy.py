@@ -1,6 +1,6 @@
 """Mix noise into a split of speech in LibriSpeech's layout: a new split, with the same ids and transcripts.
 
-Usage: python -m pipeline.speech.noisy SPLIT NOISE OUT [--snr 10] [--seed 0]
+Usage: python -m pipeline.noisy SPLIT NOISE OUT [--snr 10] [--seed 0]
 """
 
 import argparse
@@ -99,9 +99,7 @@ def mix(speech: Samples, noise: Samples, snr: float, rng: np.random.Generator) -
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.speech.noisy", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m pipeline.noisy", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("split", type=Path, help="folder of a split: <speaker>/<chapter>/<id>.flac, and transcripts")
     parser.add_argument("noise", type=Path, help="folder of recordings of noise")
     parser.add_argument("out", type=Path, help="folder of the new split; one that is there is replaced")

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from pipeline.core.errors import UserError
-from pipeline.speech import noisy
+from pipeline import noisy
 from tests.conftest import encode
 
 
