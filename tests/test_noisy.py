@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.core.errors import UserError
 from pipeline import noisy
+from pipeline.core.errors import UserError
 from tests.conftest import encode
 
 
