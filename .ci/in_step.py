@@ -5,6 +5,7 @@ Usage: python .ci/in_step.py lock|metrics
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,9 @@ def lock() -> str | None:
 def metrics() -> str | None:
     """Return what is wrong with the committed metrics.json, compared with the one just made.
 
-    Every variant, split and size must be equal, and so must fp32's rates. Quantized kernels may round differently on
-    another processor, so the others' rates are compared only where the committed ones were made on the same kind.
+    Every variant and split must be equal, and so must fp32's rates. Kernels may round differently on another processor,
+    so where the committed ones were made on another kind, the others' rates are not compared, and sizes may be off by a
+    thousandth: what `mixed` has learned differs in its last digits, and so do the codes it packs.
     """
     made = json.loads(Path("reports/metrics.json").read_text())
     committed = json.loads(_committed("reports/metrics.json"))
@@ -42,7 +44,8 @@ def metrics() -> str | None:
     for name in made:
         strict = same or name == "fp32"
         for key, old, new in _pairs(committed[name], made[name]):
-            if old != new and (strict or key.startswith("size") or None in (old, new)):
+            size = key.startswith("size")
+            if old != new and (strict or None in (old, new) or (size and not math.isclose(old, new, rel_tol=1e-3))):
                 return f"{name}: {key} is {old} in the commit and {new} in this run; run 'make run' and commit it"
     return None
 
