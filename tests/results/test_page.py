@@ -75,7 +75,8 @@ def test_where_nothing_is_safe_the_answer_is_fp32(tmp_path: Path) -> None:
 
 def test_the_page_tells_how_well_kl_foretells(tmp_path: Path) -> None:
     names = ["quanto-int8", "hqq-int3", "hqq-int4", "bnb-nf4", "quanto-int4", "quanto-int2"]
-    agreed = dict.fromkeys(["kl", "kl_low", "kl_high", "kl_p99", "flips", "flips_low", "flips_high", "tokens"], 1)
+    columns = ("kl", "kl_low", "kl_high", "kl_p99", "flips", "flips_low", "flips_high", "tokens")
+    agreed: dict[str, Any] = dict.fromkeys(columns, 1)
     lost = {name: 2.0 * (name == "quanto-int2") for name in names}
     lines = [FP32 | agreed, *(line(name, lost[name], -0.2, 3.0, bits=4, **agreed) for name in names)]
     folder = made.write(tmp_path / "small", lines)
