@@ -301,6 +301,7 @@ def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
         "README.md",
         "catalog.yaml",
         "environment.json",
+        "errors.csv",
         "figures",
         "metrics.json",
         "params.yaml",

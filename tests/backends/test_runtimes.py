@@ -20,7 +20,7 @@ from pipeline.speech import corpus
 from pipeline.whisper import agreement
 from pipeline.whisper.inference import decoding
 from pipeline.whisper.inference.mel import Samples
-from pipeline.whisper.model import weights
+from pipeline.whisper.model import integers, weights
 from tests import toy
 from tests.backends import common
 from tests.backends.common import RUNTIMES, make
@@ -82,7 +82,8 @@ def test_forced_logits_are_ours_but_for_what_the_bits_cost(
     assert found.shape == expected.shape
     error = float((found - expected).norm() / expected.norm())
     assert (error > 1e-6) == (name != "ct2-float32")
-    assert error <= ERRORS[name]
+    # Without VNNI, CTranslate2's sums of two products of bytes are cut off at 16 bits.
+    assert error <= (0.15 if name == "ct2-int8" and not integers.multiplies_bytes() else ERRORS[name])
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import backends
+from pipeline.whisper.model import integers
 from tests.backends import common
 
 VARIANTS = [name for name, variant in common.VARIANTS.items() if variant.backend == "torch"]
@@ -50,6 +51,8 @@ def test_static_layers_round_their_input_to_the_calibrated_scale(name: str, base
     scale, zero_point = own["input_scale"].item(), int(own["input_zero_point"])
     assert 0 < scale < 1
     sound = torch.randn(5, 128, generator=torch.Generator().manual_seed(2)) * 100 * scale
+    if not integers.multiplies_bytes():  # older instructions cut off sums of more than the 7 bits that are calibrated
+        sound = sound.clamp(max=(127 - zero_point) * scale)
     steps = torch.clamp(torch.round(sound / scale) + zero_point, 0, 255)  # quint8, with room on x86 for 7 or 8 bits
     weight = (own["weight"].float() - own["weight_zero_point"].reshape(-1, 1)) * own["weight_scale"].reshape(-1, 1)
     expected = functional.linear((steps - zero_point) * scale, weight.float(), own["bias"])

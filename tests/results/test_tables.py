@@ -13,6 +13,8 @@ from tests.conftest import ROOT, results_csv
 from tests.made import FP32, line
 
 TABLES = sorted([*ROOT.glob("reports/*.csv"), *ROOT.glob("studies/*/*.csv")])
+COUNTED = [path for path in TABLES if path.name == tables.ERRORS.name]  # whose columns are variants
+TABLES = [path for path in TABLES if path not in COUNTED]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,24 @@ def test_rounding_keeps_what_can_be_told_apart() -> None:
 def test_csv_has_every_column_that_any_row_has() -> None:
     rows: list[dict[str, Any]] = [{"bits": 1, "p_holm": None}, {"bits": 0.00001, "machine": "x, y", "symmetric": True}]
     assert tables.to_csv(rows) == 'bits,p_holm,machine,symmetric\n1,,,\n1e-05,,"x, y",True\n'
+
+
+@pytest.mark.parametrize("path", COUNTED, ids=lambda path: path.parent.name)
+def test_committed_errors_are_those_of_the_results(path: Path) -> None:
+    errors, results = tables.read_errors(path), tables.read(path.with_name("results.csv"))
+    assert list(errors.columns) == ["split", "id", "speaker", "words", *dict.fromkeys(results.variant)]
+    for row in results.itertuples():
+        spoken = errors[errors.split == row.split]
+        counted = (len(spoken), spoken.words.sum(), spoken[row.variant].sum())
+        assert counted == (row.utterances, row.words, row.substitutions + row.deletions + row.insertions)
+
+
+def test_errors_that_are_not_here_or_not_errors_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"errors.csv is not here; run 'dvc repro compare' first"):
+        tables.read_errors(tmp_path / "errors.csv")
+    (tmp_path / "errors.csv").write_text("split,id,speaker,words,fp32\na,b,c,many,1\n")
+    with pytest.raises(UserError, match=r"is not what 'dvc repro compare' writes"):
+        tables.read_errors(tmp_path / "errors.csv")
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.name}")

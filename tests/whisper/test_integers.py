@@ -88,6 +88,9 @@ def test_sums_that_16_bits_cannot_hold_are_right() -> None:
     torch.testing.assert_close(found, torch.full((300, 64), 127.0 * 2048), rtol=1e-6, atol=0)
 
 
+@pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this processor does not multiply bfloat16"
+)
 def test_attention_in_half_precision_is_near_that_in_full() -> None:
     torch.manual_seed(0)
     layer = network.Attention(64, 2).eval()
