@@ -203,12 +203,10 @@ def _compared(scores: Mapping[str, Json], split: str, resamples: int, seed: int)
     baseline = spoken[BASELINE]
     measure = scores[BASELINE]["splits"][split]["measure"]
     if measure == statistics.WER:
-        kinds = ["substitutions", "deletions", "insertions"]
         whole = [u["hits"] + u["substitutions"] + u["deletions"] for u in baseline]
     else:
-        kinds = ["insertions"]
         whole = [round(1000 * u["duration"]) for u in baseline]
-    wrong = {name: [sum(u[kind] for kind in kinds) for u in each] for name, each in spoken.items()}
+    wrong = {name: _errors(each) for name, each in spoken.items()}
     result = differences(measure, wrong, whole, [u["speaker"] for u in baseline], resamples, seed)
     alignments = {name: [u["alignment"] for u in each] for name, each in spoken.items()}
     for name, row in result.items():
@@ -245,8 +243,7 @@ def errors(scores: Mapping[str, Json]) -> str:
 
     All verdicts on words follow from it, so that anyone can find them again.
     """
-    kinds = ("substitutions", "deletions", "insertions")
-    by_variant = {name: [sum(u[kind] for kind in kinds) for u in of["utterances"]] for name, of in scores.items()}
+    by_variant = {name: _errors(of["utterances"]) for name, of in scores.items()}
     spoken = scores[BASELINE]["utterances"]
     about = [
         {"split": u["split"], "id": u["id"], "speaker": u["speaker"], "words": len(u["reference"].split())}
@@ -254,6 +251,11 @@ def errors(scores: Mapping[str, Json]) -> str:
     ]
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(by_variant)], axis=1)  # a variant may be called `id`
     return str(table.to_csv(index=False))
+
+
+def _errors(spoken: Sequence[Json]) -> list[int]:
+    """Return each utterance's edits: where its reference holds no words, those are words inserted."""
+    return [u["substitutions"] + u["deletions"] + u["insertions"] for u in spoken]
 
 
 def flat(entries: Json) -> Row:

@@ -3,7 +3,8 @@
 In a frame that was read, texts are "" and numbers NaN where there is no value.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,7 @@ def read(path: Path) -> pd.DataFrame:
 
     In results.csv, the columns rate and delta, and either's _low and _high, are of the split's `measure`.
     """
-    maker = MAKERS[path.name]
-    try:
+    with _reading(path):
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         if frame.empty:
             raise ValueError("no rows")
@@ -259,6 +259,14 @@ def read(path: Path) -> pd.DataFrame:
             raise ValueError("an infinite number")
         frame = frame.copy()  # pandas warns of one that grew by columns
         return _with_neutral(frame) if path.name == RESULTS.name else frame
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what reading a table raises into a UserError that names the command that writes it."""
+    maker = MAKERS[path.name]
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} is not here; run '{maker}' first") from None
     except (KeyError, ValueError) as error:
@@ -281,15 +289,10 @@ def read_errors(path: Path) -> pd.DataFrame:
 
     Raises UserError where it is missing or another file.
     """
-    try:
+    with _reading(path):
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         text = ["split", "id", "speaker"]
         return frame[text].join(frame.drop(columns=text).apply(pd.to_numeric))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not here; run '{MAKERS[path.name]}' first") from None
-    except (KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not what '{MAKERS[path.name]}' writes ({reason}); run it again") from None
 
 
 def by_split(frame: pd.DataFrame) -> dict[str, list[Row]]:
