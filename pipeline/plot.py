@@ -1,27 +1,20 @@
-"""Draw the results as figures: word error rate against size, differences to fp32, what to ship, each layer's weight."""
+"""Draw the results as figures, in SVG: accuracy against size and speed, what bits cost, what to ship."""
 
 from pipeline.core import files, stage
-from pipeline.results import decision, figures, tables
+from pipeline.results import tables
 
 
 def main() -> None:
-    """Read reports/results.csv and sensitivity.csv alone; write reports/figures/.
+    """Read reports/results.csv and, where there is one, sensitivity.csv; write reports/figures/."""
+    import vl_convert
 
-    Earlier studies have no sensitivity.csv, and little speech shows nothing to ship: then those figures are left out.
-    """
-    from matplotlib import style
+    from pipeline.results import charts
 
     results = tables.read(tables.RESULTS)
-    with style.context(["default", figures.STYLE]):
-        drawn = {"wer_vs_size.png": figures.wer_vs_size(results), "wer.png": figures.differences(results)}
-        if len(shown := decision.shortlist(results)) > 1:
-            drawn["answer.png"] = figures.differences(results[results.variant.isin(shown)])
-        if tables.SENSITIVITY.exists():
-            drawn["sensitivity.png"] = figures.sensitivity(tables.read(tables.SENSITIVITY))
-        for name, figure in drawn.items():
-            with files.aside(figures.FIGURES / name) as partial:
-                # Without the version of matplotlib the same table gives the same bytes.
-                figure.savefig(partial, format="png", metadata={"Software": None})
+    layers = tables.read(tables.SENSITIVITY) if tables.SENSITIVITY.exists() else None
+    for name, chart in charts.drawn(results, layers).items():
+        svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=charts.VEGA_LITE)
+        files.write_text(tables.FIGURES / f"{name}.svg", svg)
 
 
 if __name__ == "__main__":

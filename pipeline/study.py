@@ -24,9 +24,9 @@ from pipeline import compare, score
 from pipeline.core import files, outside, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
-from pipeline.results import figures, page, tables
+from pipeline.results import page, tables
 from pipeline.results.findings import ENVIRONMENT
-from pipeline.results.tables import ENGINES, ERRORS, FORETOLD, PROTOCOL, RESULTS, SENSITIVITY
+from pipeline.results.tables import ENGINES, ERRORS, FIGURES, FORETOLD, INDEX, PROTOCOL, RESULTS, SENSITIVITY
 from pipeline.scoring import wer
 
 STUDIES = Path("studies")
@@ -61,9 +61,9 @@ def main(name: str) -> None:
     heard = [f"{settings.calibration.split} {utterance}\n" for utterance in calibrated]
     with files.aside(STUDIES / name) as folder:
         folder.mkdir()
-        for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, ERRORS, *optional):
+        for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, ERRORS, INDEX, *optional):
             shutil.copyfile(file, folder / file.name)
-        shutil.copytree(figures.FIGURES, folder / figures.FIGURES.name, copy_function=shutil.copyfile)
+        shutil.copytree(FIGURES, folder / FIGURES.name, copy_function=shutil.copyfile)
         files.write_text(folder / "utterances.txt", "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
         files.write_text(folder / "README.md", page.text(folder, name))

@@ -333,17 +333,21 @@ def survives(
 
 def draw(watch: Watch, folder: Path) -> None:
     """Write the samples as memory.csv and memory.png."""
-    import matplotlib.pyplot as plt
+    import altair as alt
+    import pandas as pd
 
     with (folder / "memory.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("seconds", "stage", "rss_mb"), *watch.samples])
-    _, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    for name in watch.peaks():
-        moments, used = zip(*[(moment, used) for moment, of, used in watch.samples if of == name], strict=True)
-        axes.plot(moments, used, label=f"{name}: at most {max(used):.0f} MB")
-    axes.set(xlabel="seconds", ylabel="resident memory, MB", ylim=(0, None))
-    axes.legend()
-    plt.savefig(folder / "memory.png", dpi=120)
+    most = {name: f"{name}: at most {used:.0f} MB" for name, used in watch.peaks().items()}
+    drawn = pd.DataFrame([(*sample, most[sample[1]]) for sample in watch.samples], columns=["s", "of", "mb", "stage"])
+    lines = (
+        alt.Chart(drawn)
+        .mark_line()
+        .encode(
+            alt.X("s:Q", title="seconds"), alt.Y("mb:Q", title="resident memory, MB"), alt.Color("stage:N", title=None)
+        )
+    )
+    lines.properties(width=800, height=400).save(folder / "memory.png")
 
 
 def main() -> None:

@@ -307,25 +307,26 @@ def test_editing_a_variant_runs_that_variant_alone(study: Study) -> None:
         "compare",
         "plot",
         "quantize@hqq-int4",
+        "report",
         "score@hqq-int4",
         "transcribe@hqq-int4",
     ]
 
 
-AFTER = ["compare", "plot"]
+AFTER = ["compare", "plot", "report"]
 """What follows a transcription that comes out the same: its timings never do. Scores are kept."""
 
 DECIDES = {
     "core/params.py": [],
     "core/http.py": [],
     "backends/__init__.py": ["learn"],
-    "results/figures.py": ["plot"],
-    "results/findings.py": [],
-    "results/comparison.py": ["compare"],
-    "results/agreement.py": ["compare"],
+    "results/charts.py": ["plot", "report"],
+    "results/findings.py": ["report"],
+    "results/comparison.py": ["compare", "report"],
+    "results/agreement.py": ["compare", "report"],
     "agree.py": ["agree"],
     "reference.py": ["reference"],
-    "scoring/wer.py": ["compare", "score", "score_protocols"],
+    "scoring/wer.py": ["compare", "report", "score", "score_protocols"],
     "whisper/formats/configs.py": ["fetch"],
     "whisper/quantization/checkpoint.py": ["quantize"],
     "whisper/quantization/rounding.py": ["quantize", "sensitivity"],

@@ -29,7 +29,7 @@ def test_the_answer_is_what_the_study_says() -> None:
     said = page.answer(ROOT / folder)
     assert f"{command}\n{said}\n" in opening
     assert len(said.splitlines()) <= 1 + 1 + 2 + 6
-    assert f"]({folder}/figures/answer.png)" in opening
+    assert f"]({folder}/figures/answer.svg)" in opening
     assert "--answer" not in rest
 
 

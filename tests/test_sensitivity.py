@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline import sensitivity
 from pipeline.core.errors import UserError
-from pipeline.results import figures, tables
+from pipeline.results import charts, tables
 from pipeline.whisper.model import weights
 from pipeline.whisper.quantization import calibration, rounding
 from pipeline.whisper.quantization import sensitivity as measured
@@ -48,7 +48,7 @@ def test_every_layer_has_its_place_its_size_and_what_4_bits_would_do(
         assert len(line["kl_4bit"].partition("e")[0].replace(".", "").lstrip("0")) <= 6
     places = [tuple(line[column] for column in ("part", "number", "kind")) for line in found]
     assert places == [
-        *(("encoder", number, kind) for number in "01" for kind in figures.KINDS if not kind.startswith("cross")),
+        *(("encoder", number, kind) for number in "01" for kind in charts.KINDS if not kind.startswith("cross")),
         *(("decoder", number, kind) for number in "01" for kind in _as_in_the_decoder()),
         ("decoder", "", "head"),
     ]
@@ -56,7 +56,7 @@ def test_every_layer_has_its_place_its_size_and_what_4_bits_would_do(
 
 def _as_in_the_decoder() -> list[str]:
     """The feed-forward network comes before the cross-attention in a checkpoint, though not in the heat map."""
-    own, cross, feed = figures.KINDS[:4], figures.KINDS[4:8], figures.KINDS[8:]
+    own, cross, feed = charts.KINDS[:4], charts.KINDS[4:8], charts.KINDS[8:]
     return [*own, *feed, *cross]
 
 

@@ -27,6 +27,7 @@ stages:
       - reports/metrics.json: {cache: false, persist: true}
       - reports/figures: {cache: false, persist: true}
       - reports/transcripts: {persist: true}
+      - reports/index.html: {persist: true}
 """
 NAMES = list(dict.fromkeys(line["variant"] for line in LINES))
 VERSIONS = {"python": platform.python_version()} | {
@@ -74,8 +75,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
         "reports/results.csv": table(LINES),
         "reports/errors.csv": ERRORS,
         "reports/metrics.json": '{"fp32": {}}',
-        "reports/figures/wer.png": "a figure",
-        "reports/figures/wer_vs_size.png": "another",
+        "reports/figures/wer.svg": "a figure",
+        "reports/figures/wer_vs_size.svg": "another",
+        "reports/index.html": "a page",
         "reports/transcripts/fp32.jsonl": "".join(
             json.dumps({"split": split, "id": f"1-2-{n}", "text": "A", "pred_text": "A", "duration": 1.0}) + "\n"
             for split, n in (("test-other", 1), ("test-clean", 2), ("test-clean", 1))
@@ -137,8 +139,9 @@ def test_a_study_is_the_results_and_where_they_come_from(project: Study, capsys:
         "results.csv": Path("reports/results.csv").read_bytes(),
         "errors.csv": ERRORS.encode(),
         "metrics.json": b'{"fp32": {}}',
-        "figures/wer.png": b"a figure",
-        "figures/wer_vs_size.png": b"another",
+        "figures/wer.svg": b"a figure",
+        "figures/wer_vs_size.svg": b"another",
+        "index.html": b"a page",
         "utterances.txt": b"test-clean 1-2-1\ntest-clean 1-2-2\ntest-other 1-2-1\ndev-clean 3-4-1\ndev-clean 3-4-2\n",
     }
     assert readme.startswith("# Study base: Whisper tiny-en on subset\n")
@@ -262,7 +265,7 @@ def test_engines_of_another_model_are_refused() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_what_dvc_finds_changed_is_refused() -> None:
-    Path("reports/figures/wer.png").unlink()
+    Path("reports/figures/wer.svg").unlink()
     assert refusal() == "stage 'compare' is not up to date; run 'dvc repro' first"
     Path("dvc.yaml").write_text("stages: 7\n")
     assert refusal() == "'dvc status' fails: './dvc.yaml' validation failed. expected a dictionary, in stages"
@@ -303,6 +306,7 @@ def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
         "environment.json",
         "errors.csv",
         "figures",
+        "index.html",
         "metrics.json",
         "params.yaml",
         "protocol.csv",
@@ -310,10 +314,9 @@ def test_a_whole_run_is_kept(finished: Study, tmp_path: Path) -> None:
         "sensitivity.csv",
         "utterances.txt",
     ]
+    drawn = ("ladder", "sensitivity", "wer", "wer_vs_size", "wer_vs_speed")
     assert [path.name for path in sorted((whole.root / "studies/toy/figures").iterdir())] == [
-        "sensitivity.png",
-        "wer.png",
-        "wer_vs_size.png",
+        f"{name}.svg" for name in drawn
     ]
     assert whole.changed() == []
     added = Path(whole.catalog["models"]["toy"]["path"]) / "new.json"

@@ -137,6 +137,14 @@ class Scoring:
     seed: Seed = 0
 
 
+@dataclass(frozen=True, config=CONFIG)
+class Report:
+    """What the page shows."""
+
+    audio: StrictBool = False
+    """Hold the recordings of the utterances that are shown: for small corpora, as they are most of the page then."""
+
+
 @dataclass(frozen=True, config=CONFIG, kw_only=True)
 class Params(Variant):
     """Both files. The candidate's keys are at params.yaml's top level, hence a Variant."""
@@ -151,6 +159,7 @@ class Params(Variant):
     latency: Latency
     calibration: Calibration
     scoring: Scoring
+    report: Report = Report()
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     corpora: Annotated[dict[Name, Corpus], Field(min_length=1)]
 

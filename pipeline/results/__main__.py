@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.core import stage
-from pipeline.results.figures import FIGURES
-from pipeline.results.tables import MEASURES, RESULTS, Row, by_split, read
+from pipeline.results.tables import FIGURES, INDEX, MEASURES, RESULTS, Row, by_split, read
 from pipeline.results.text import caution, extent, interval, number, verdict
 
 NOTES = """\
@@ -104,14 +103,14 @@ def show(results: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    """Print the table of reports/results.csv, where they were made, and where the figures are."""
+    """Print the table of reports/results.csv, where they were made, and where the page is."""
     results = read(RESULTS)
     show(results)
     print(f"Made on: {'; '.join(processors(results))}.")
     before = committed()
     if before is not None and (sentence := elsewhere(results, before)):
         print(sentence)
-    print(f"Figures: {FIGURES}/wer_vs_size.png and {FIGURES}/wer.png; everything known: {RESULTS}")
+    print(f"Figures: {FIGURES}/; everything known: {RESULTS}; the page to look at: {INDEX}")
 
 
 if __name__ == "__main__":

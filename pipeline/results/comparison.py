@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE, CANDIDATE
 from pipeline.core.variant import Variant
-from pipeline.results import agreement, text
+from pipeline.results import agreement, changes, text
 from pipeline.scoring import statistics
 from pipeline.scoring.statistics import Speakers
 
@@ -60,8 +60,8 @@ def differences(
     headline = found[statistics.headline_unit(speakers)]
     tests = max(len(names) - 1, 1)
     unit = statistics.deciding_unit(speakers, tests)
-    changes = {name: of - wrong[base] for name, of in zip(names, wrong, strict=True) if name != BASELINE}
-    p_values = _p_values(one, changes, total, speakers, unit, seed)
+    differing = {name: of - wrong[base] for name, of in zip(names, wrong, strict=True) if name != BASELINE}
+    p_values = _p_values(one, differing, total, speakers, unit, seed)
     by_suffix = {"": headline} | {f"_{unit}": found.get(unit) for unit in statistics.UNITS}
     least = float(statistics.rate(one * np.array(statistics.fewest_to_show(tests)), total.sum()))
     result: dict[str, Row] = {}
@@ -102,7 +102,7 @@ def _to_decide(found: statistics.Estimate, tests: int, least: float) -> float:
 
 def _p_values(
     one: int,
-    changes: dict[str, statistics.Numbers],
+    differing: dict[str, statistics.Numbers],
     total: statistics.Numbers,
     speakers: Speakers,
     unit: str,
@@ -110,24 +110,24 @@ def _p_values(
 ) -> dict[str, dict[str, float]]:
     """Return each column of p-values, by variant; none by speaker where they are not known.
 
-    `changes` are each variant's errors more than fp32's, an utterance a column, of which one weighs `one`.
+    `differing` has each variant's errors more than fp32's, an utterance a column, of which one weighs `one`.
     """
-    by_utterance = np.array([*changes.values()]).reshape(len(changes), total.shape[1])
+    by_utterance = np.array([*differing.values()]).reshape(len(differing), total.shape[1])
     by_unit = {"utterance": (by_utterance, total)}
-    sums, whole = (statistics.by_speaker(values, speakers) for values in (by_utterance, total))
-    if sums is not None and whole is not None:
-        by_unit["speaker"] = sums, whole
+    of_speakers, whole = (statistics.by_speaker(values, speakers) for values in (by_utterance, total))
+    if of_speakers is not None and whole is not None:
+        by_unit["speaker"] = of_speakers, whole
     found: dict[str, statistics.Floats | list[float]] = {
         f"p_value_{each}": statistics.sign_flips(of, seed)[0] for each, (of, _) in by_unit.items()
     }
     found["p_value"] = found[f"p_value_{unit}"]
     found["p_holm"] = statistics.holm([*found["p_value"]])
-    differing, of = by_unit[unit]
+    sums, of = by_unit[unit]
     for margin in statistics.MARGINS:
         rare = statistics.as_few_new(by_utterance / one, total.sum() / one, margin)
-        flipped = statistics.sign_flips(differing - margin / 100 * of, seed)[1]
+        flipped = statistics.sign_flips(sums - margin / 100 * of, seed)[1]
         found[no_worse(margin)] = statistics.holm(np.maximum(rare, flipped).tolist())
-    return {column: dict(zip(changes, map(float, of), strict=True)) for column, of in found.items()}
+    return {column: dict(zip(differing, map(float, of), strict=True)) for column, of in found.items()}
 
 
 def no_worse(margin: float) -> str:
@@ -220,8 +220,8 @@ def _compared(scores: Mapping[str, Json], split: str, resamples: int, seed: int)
 def _churn(spoken: Sequence[Json], baseline: Sequence[Json], wrong: list[int], wrong_of_fp32: list[int]) -> Row:
     """Return how many utterances have another text than fp32's, and which way their errors went."""
     others = [one["id"] for one, own in zip(spoken, baseline, strict=True) if one["hypothesis"] != own["hypothesis"]]
-    changes = [one - own for one, own in zip(wrong, wrong_of_fp32, strict=True)]
-    regressed, improved = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    more = [one - own for one, own in zip(wrong, wrong_of_fp32, strict=True)]
+    regressed, improved = sum(change > 0 for change in more), sum(change < 0 for change in more)
     return {
         "other_texts": len(others),
         "other_ids": shortened(others),
@@ -254,8 +254,7 @@ def errors(scores: Mapping[str, Json]) -> str:
 
 
 def _errors(spoken: Sequence[Json]) -> list[int]:
-    """Return each utterance's edits: where its reference holds no words, those are words inserted."""
-    return [u["substitutions"] + u["deletions"] + u["insertions"] for u in spoken]
+    return [changes.errors(utterance) for utterance in spoken]
 
 
 def flat(entries: Json) -> Row:

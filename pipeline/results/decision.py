@@ -4,13 +4,17 @@ A margin must be shown on every split, after Holm's correction over the variants
 most one study in forty calls any variant safe that is not, whichever is then chosen.
 """
 
-from typing import TYPE_CHECKING
+from math import inf, isnan
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.core.params import BASELINE, CANDIDATE
 from pipeline.results.tables import Row
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+Goal = Literal["nearest", "smallest", "fastest"]
+"""What the best within a budget is: nearest to fp32 (by margin, then by KL), of the fewest MB, or fastest."""
 
 ROWS = 6
 """Variants of a shortlist: as many as one takes in at a glance."""
@@ -22,19 +26,23 @@ MEASURED = ("machine", "device", "threads", "jobs")
 """Where these differ, times do not compare."""
 
 
+def margins(lines: "DataFrame") -> dict[str, float]:
+    """Return the least margin at which each variant is safe on all splits: 0 for fp32, infinite where there is none."""
+    least = lines.groupby("variant", sort=False).no_worse_than.agg(lambda margin: margin.max(skipna=False)).fillna(inf)
+    return {name: 0.0 if name == BASELINE else float(margin) for name, margin in least.items()}
+
+
 def safe(lines: "DataFrame") -> dict[float, list[Row]]:
     """Return, by margin, the variants that are shown to lose less than that on every split; smallest first.
 
     A variant stands at the least margin that holds on all of them; it may be worse than fp32, by less. The candidate is
     what is being tried, and no answer.
     """
-    quantized = lines[~lines.variant.isin((BASELINE, CANDIDATE))]
-    margins = quantized.groupby("variant").no_worse_than.agg(lambda margin: margin.max(skipna=False)).dropna()
-    by_size = quantized.drop_duplicates("variant").sort_values(["size_mb", "variant"])
-    return {
-        margin: [row for row in by_size.itertuples() if margins.get(row.variant) == margin]
-        for margin in sorted(margins.unique())
-    }
+    least = margins(lines)
+    by_size = lines.drop_duplicates("variant").sort_values(["size_mb", "variant"]).itertuples()
+    shown = [row for row in by_size if row.variant not in (BASELINE, CANDIDATE) and least[row.variant] < inf]
+    found = sorted({least[row.variant] for row in shown})
+    return {margin: [row for row in shown if least[row.variant] == margin] for margin in found}
 
 
 def smallest(lines: "DataFrame") -> dict[float, Row]:
@@ -48,9 +56,8 @@ def smallest(lines: "DataFrame") -> dict[float, Row]:
 
 def fastest(lines: "DataFrame") -> Row | None:
     """Return the safe variant that is fastest with single utterances; None where none gains enough on fp32."""
-    fp32 = _fp32(lines)
-    beside = [row for row in _safe(lines) if all(getattr(row, key) == getattr(fp32, key) for key in MEASURED)]
-    faster = [row for row in beside if row.latency_p50_ms <= GAIN * fp32.latency_p50_ms]
+    most = GAIN * _fp32(lines).latency_p50_ms
+    faster = [row for row in _safe(lines) if row.latency_p50_ms <= most and beside(lines, row)]
     return min(faster, key=lambda row: row.latency_p50_ms, default=None)
 
 
@@ -61,6 +68,41 @@ def shortlist(lines: "DataFrame") -> list[str]:
         if row.backend not in {each.backend for each in chosen.values()}:
             chosen[row.variant] = row
     return [*chosen][:ROWS]
+
+
+def choices(lines: "DataFrame") -> list[Row]:
+    """Return one line of each variant that could be shipped: the candidate is what is being tried."""
+    return [row for row in lines.drop_duplicates("variant").itertuples() if row.variant != CANDIDATE]
+
+
+def beside(lines: "DataFrame", row: Row) -> bool:
+    """Tell whether a variant was timed where fp32 was."""
+    fp32 = _fp32(lines)
+    return all(getattr(row, key) == getattr(fp32, key) for key in MEASURED)
+
+
+def recommend(lines: "DataFrame", goal: Goal, max_mb: float = inf, max_loss: float = inf) -> Row | None:
+    """Return the best variant of a size and a loss at most, in MB and points; None where nothing fits.
+
+    fp32 is one of them, and the candidate none. Of equals it is the smaller, and then the one named first.
+    """
+    least = margins(lines)
+    fitting = [row for row in choices(lines) if row.size_mb <= max_mb and least[row.variant] <= max_loss]
+    if goal == "fastest":
+        fitting = [row for row in fitting if beside(lines, row)]
+    ranks = {
+        "nearest": lambda row: (least[row.variant], kl(lines, row.variant), row.size_mb),
+        "smallest": lambda row: (row.size_mb,),
+        "fastest": lambda row: (row.latency_p50_ms, row.size_mb),
+    }
+    return min(fitting, key=ranks[goal], default=None)
+
+
+def kl(lines: "DataFrame", variant: str) -> float:
+    """Return a variant's KL divergence from fp32, mean over all splits' tokens; infinite where it is not known."""
+    rows = lines[lines.variant == variant]
+    mean = float((rows.kl * rows.tokens).sum(skipna=False) / rows.tokens.sum(skipna=False))
+    return inf if isnan(mean) else mean
 
 
 def _safe(lines: "DataFrame") -> list[Row]:

@@ -12,12 +12,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE, CANDIDATE, Params
 from pipeline.results import foretelling, tables
 from pipeline.results.claims import EXCESS
-from pipeline.results.tables import Row
+from pipeline.results.tables import FLOATS, Row
 from pipeline.scoring.statistics import MARGINS, SIGNIFICANT
 
 ENVIRONMENT = "environment.json"
-FLOATS = 16  # bits from which on weights are not quantized
-
 WAYS = ("suppress_non_speech", "max_new_tokens", "normalizer")  # what the protocols differ in
 
 
@@ -66,11 +64,6 @@ class Study:
         """Whether margins were tested: in earlier studies they were not."""
         return bool((self.lines.test_unit != "").any())
 
-    def kl(self, variant: str) -> float:
-        """Return a variant's KL divergence from fp32, mean over the tokens of all splits."""
-        rows = self.of(variant)
-        return float(sum(row.kl * row.tokens for row in rows) / sum(row.tokens for row in rows))
-
 
 def read(folder: Path) -> Study:
     """Read a study's folder; raise UserError where settings or a table are missing or not what they should be."""
@@ -88,6 +81,14 @@ def read(folder: Path) -> Study:
         tables.read_errors(folder / tables.ERRORS.name) if (folder / tables.ERRORS.name).exists() else pd.DataFrame()
     )
     return Study(settings, lines, protocols, engines, versions, unscored, errors)
+
+
+def current(settings: Params) -> Study:
+    """Return what the last run found, of these settings; raise UserError where a table is missing or another file."""
+    lines = tables.read(tables.RESULTS)
+    versions = {name: lines[f"versions_{name}"].iloc[0] for name in tables.LIBRARIES if f"versions_{name}" in lines}
+    none = pd.DataFrame()
+    return Study(settings, lines, none, none, versions, none, tables.read_errors(tables.ERRORS))
 
 
 def passes(study: Study) -> float:

@@ -4,6 +4,7 @@ Everything on it is computed from the other files of the folder, so it can be ma
 stand in templates/.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pipeline.results import claims, decision, findings, tables
 from pipeline.results import text as writing
 from pipeline.scoring.statistics import ONE_SIDED
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 def text(folder: Path, name: str) -> str:
     """Return the page of the study in `folder`, which is called `name`."""
@@ -23,8 +26,8 @@ def text(folder: Path, name: str) -> str:
     candidate = {"bits": study.settings.candidate.bits} | not_default(study.settings.candidate)
     software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
     values = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
-    values |= {"answer": _answer(study)}
-    return _render("study.md.j2", study, **values)
+    values |= {"answer": answer_of(study), "looked": (folder / tables.INDEX.name).exists()}
+    return render_study("study.md.j2", study, **values)
 
 
 def index(folders: Sequence[Path]) -> str:
@@ -34,14 +37,14 @@ def index(folders: Sequence[Path]) -> str:
     counted = [{(check.claim, check.by): claims.counted(check) for check in checks} for checks in checked]
     keys = dict.fromkeys(key for of_study in counted for key in of_study)
     verdicts = {key: [of_study.get(key, "") for of_study in counted] for key in keys}
-    said = {name: _answer(study) for name, study in studies.items()}
+    said = {name: answer_of(study) for name, study in studies.items()}
     return render("index.md.j2", studies=studies, said=said, verdicts=verdicts)
 
 
 def answer(folder: Path) -> str:
     """Return what a study tells to ship, and the table of `decision.shortlist`."""
     study = findings.read(folder)
-    return f"{_answer(study)}\n\n{_headline(study, decision.shortlist(study.lines))}"
+    return f"{answer_of(study)}\n\n{_headline(study, decision.shortlist(study.lines))}"
 
 
 def headline(folder: Path, variants: Sequence[str] = ()) -> str:
@@ -74,15 +77,17 @@ def options(settings: Params) -> dict[str, str]:
     return chosen
 
 
-def _answer(study: findings.Study) -> str:
-    return _render("answer.md.j2", study).strip()
+def answer_of(study: findings.Study) -> str:
+    """Return what a study tells to ship, in Markdown."""
+    return render_study("answer.md.j2", study).strip()
 
 
 def _headline(study: findings.Study, shown: Sequence[str]) -> str:
-    return _render("headline.md.j2", study, shown=shown).rstrip()
+    return render_study("headline.md.j2", study, shown=shown).rstrip()
 
 
-def _render(template: str, study: findings.Study, **values: Any) -> str:
+def render_study(template: str, study: findings.Study, **values: Any) -> str:
+    """Return what a template makes of a study."""
     return render(template, study=study, baseline=study.of(BASELINE), **values)
 
 
@@ -91,12 +96,12 @@ def render(template: str, **values: Any) -> str:
     import jinja2  # late: it would slow down the start of stages that only read tables
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FunctionLoader(_template),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  # Markdown, not HTML
+        autoescape=jinja2.select_autoescape(["html.j2"], default=False),  # the others are Markdown
     )
     filters = (
         writing.number,
@@ -107,16 +112,30 @@ def render(template: str, **values: Any) -> str:
         writing.verdict,
         pairs,
     )
+    environment.filters["inline"] = inline
     environment.filters |= {each.__name__: each for each in filters}
     environment.globals |= {"claims": claims, "decision": decision, "findings": findings, "tables": tables}
     environment.globals |= {
         "BASELINE": BASELINE,
+        "inf": math.inf,
         "ONE_SIDED": ONE_SIDED,
         "NO_WORSE": writing.NO_WORSE,
         "UNDECIDED": writing.UNDECIDED,
         "vars": vars,
     }
-    return environment.get_template(template).render(values).replace("\\\n", "")
+    return environment.get_template(template).render(values)
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8").replace("\\\n", "")
+
+
+def inline(text: str) -> Any:
+    """Turn a line of Markdown, its emphasis and code, into HTML."""
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    return Markup(MarkdownIt("zero").enable(["emphasis", "backticks"]).renderInline(text))  # noqa: S704  # it escapes HTML
 
 
 def pairs(entries: Mapping[str, Any]) -> str:

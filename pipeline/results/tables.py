@@ -20,6 +20,8 @@ ENGINES = Path("reports/engines.csv")
 SENSITIVITY = Path("reports/sensitivity.csv")
 FORETOLD = Path("reports/foretold.csv")
 ERRORS = Path("reports/errors.csv")
+FIGURES = Path("reports/figures")
+INDEX = Path("reports/index.html")
 
 MAKERS = {
     RESULTS.name: "dvc repro compare",
@@ -36,6 +38,8 @@ LIBRARIES = (
     *("ctranslate2", "pywhispercpp", "gguf"),
 )
 """Whose versions stand in results.csv; earlier studies lack some."""
+
+FLOATS = 16  # bits from which on weights are not quantized
 
 Row = Any  # a line of a frame, as its `itertuples` gives it: columns are attributes
 

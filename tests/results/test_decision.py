@@ -1,10 +1,14 @@
-from math import nan
+import csv
+import random
+from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.results import decision
+from pipeline.results import decision, tables
 from pipeline.results.tables import Row
+from tests.conftest import results_csv
 from tests.made import FP32, frame, line
 
 OTHER = {"split": "test-other"}
@@ -76,3 +80,54 @@ def test_the_shortlist_has_each_library_once_and_six_lines() -> None:
 def test_of_equal_size_the_tighter_margin_is_enough(size: float) -> None:
     lines = [*BASE, *both("a", 0.3, 0.3, size_mb=100.0), *both("b", 0.5, 0.5, size_mb=size)]
     assert list(decision.smallest(frame(*lines))) == ([0.3, 0.5] if size < 100 else [0.3])
+
+
+def brute(rows: list[dict[str, str]], goal: str, max_mb: float, max_loss: float) -> str | None:
+    """Return what a reader of results.csv would choose, line by line."""
+    best: tuple[tuple[float, ...], str] | None = None
+    fp32 = next(row for row in rows if row["variant"] == "fp32")
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == name]
+        shown = [float(row["no_worse_than"] or inf) for row in own]
+        margin, size = 0.0 if name == "fp32" else max(shown), float(own[0]["size_mb"])
+        timed = all(own[0][key] == fp32[key] for key in ("machine", "device", "threads", "jobs"))
+        if name == "candidate" or size > max_mb or margin > max_loss or (goal == "fastest" and not timed):
+            continue
+        tokens = sum(float(row["tokens"]) for row in own)
+        far = sum(float(row["kl"]) * float(row["tokens"]) for row in own) / tokens
+        keys = {
+            "nearest": (margin, far, size),
+            "smallest": (size,),
+            "fastest": (float(own[0]["latency_p50_ms"]), size),
+        }
+        if best is None or keys[goal] < best[0]:
+            best = keys[goal], name
+    return best and best[1]
+
+
+def test_what_is_recommended_is_what_a_brute_force_reading_finds(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    facts: dict[str, dict[str, Any]] = {
+        f"v{n}": {
+            "size_mb": round(draw.uniform(20, 300), 1),
+            "latency_p50_ms": float(draw.randint(300, 900)),
+            "machine": draw.choice(["A processor", "A processor", "Another"]),
+        }
+        for n in range(30)
+    }
+    lines = [
+        line(name, 0.1, 0.0, 0.2, no_worse_than=draw.choice([0.3, 0.5, 1.0, None]), **facts.get(name, {}))
+        | {"split": split, "kl": round(draw.uniform(0, 0.1), 3), "tokens": draw.randint(100, 200)}
+        for name in ("fp32", *facts, "candidate")
+        for split in ("test-clean", "test-other")
+    ]
+    (tmp_path / "results.csv").write_text(results_csv(*lines))
+    read = tables.read(tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    goals: tuple[decision.Goal, ...] = ("nearest", "smallest", "fastest")
+    for _ in range(1000):
+        goal, max_mb = draw.choice(goals), draw.uniform(10, 320)
+        max_loss = draw.choice([0.1, 0.3, 0.4, 0.5, 1.0, inf])
+        found = decision.recommend(read, goal, max_mb, max_loss)
+        assert (found and found.variant) == brute(rows, goal, max_mb, max_loss), (goal, max_mb, max_loss)

@@ -201,7 +201,7 @@ def test_main_says_what_the_columns_mean_and_where_the_figures_are(capsys: pytes
         "KL: how far its next tokens' distributions are from fp32's, nats a token; "
         "flips: tokens whose likeliest is another.\n"
         "Made on: A processor.\n"
-        "Figures: reports/figures/wer_vs_size.png and reports/figures/wer.png; everything known: reports/results.csv\n"
+        "Figures: reports/figures/; everything known: reports/results.csv; the page to look at: reports/index.html\n"
     )
 
 

@@ -70,7 +70,7 @@ def test_where_nothing_is_safe_the_answer_is_fp32(tmp_path: Path) -> None:
     assert page.answer(folder).startswith(
         "Ship fp32: of no variant does this speech (test-clean) show that it loses less than 1.0 points.\n\n| variant |"
     )
-    assert "answer.png" not in page.text(folder, "small")
+    assert "answer.svg" not in page.text(folder, "small")
 
 
 def test_the_page_tells_how_well_kl_foretells(tmp_path: Path) -> None:

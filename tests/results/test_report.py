@@ -1,0 +1,253 @@
+"""The page, as words and in a browser."""
+
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from math import inf, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.results import changes, decision, findings, report, tables
+from tests import made
+from tests.made import FP32, line
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+DANGEROUS = "</script><script>alert(1)</script>"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {"no_worse_than": nan, "size_mb": 290.4, "kl": 0.0, "bits_per_weight": 32.0},
+    "hqq-int8": {"no_worse_than": 0.3, "size_mb": 74.0, "kl": 0.001, "latency_p50_ms": 905.0, "backend": "hqq"},
+    "hqq-int4": {"no_worse_than": 0.5, "size_mb": 57.0, "kl": 0.02, "latency_p50_ms": 700.0, "backend": "hqq"},
+    "gptq-int4": {"no_worse_than": 1.0, "size_mb": 48.0, "kl": 0.03, "latency_p50_ms": 850.0, "backend": "gptq"},
+    "bnb-nf4": {"no_worse_than": nan, "size_mb": 49.0, "kl": 0.2, "latency_p50_ms": 400.0, "backend": "bnb"},
+    "candidate": {"no_worse_than": 0.3, "size_mb": 10.0, "kl": 0.01, "latency_p50_ms": 100.0, "backend": "quanto"},
+}
+
+
+def row(name: str, split: str, delta: float) -> dict[str, Any]:
+    """Return a line of results.csv."""
+    counts = {"other_texts": 3, "regressed": 2, "improved": 1, "empty": 0, "tokens": 100, "flips": 1.5}
+    facts: dict[str, Any] = (
+        {"test_unit": "speaker", "bits_per_weight": 4.5} | counts | VARIANTS[name] | {"split": split}
+    )
+    if name == "fp32":
+        return FP32 | facts
+    return (
+        line(name, delta, delta - 0.2, delta + 0.2, "no worse" if facts["no_worse_than"] < 2 else "undecided") | facts
+    )
+
+
+def score(words: str, errors: int, name: str = "a") -> dict[str, Any]:
+    """Return an utterance's scores."""
+    counts = {"substitutions": errors, "deletions": 0, "insertions": 0}
+    return {"id": name, "split": "test-clean", "reference": "said <b>words</b>", "hypothesis": words, **counts}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> findings.Study:
+    lines = [row(name, split, 0.1 * n) for n, name in enumerate(VARIANTS) for split in ("test-clean", "test-other")]
+    return findings.read(made.write(tmp_path_factory.mktemp("page") / "base", lines, model="base"))
+
+
+@pytest.fixture(scope="module")
+def page(study: findings.Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of a study of a few variants; one of them writes what a page must not run."""
+    own = [score(f"the cat number {n}", 1, f"u{n:02}") for n in range(30)]
+    other = [score(f"the bat {DANGEROUS} number {n}", 1 + n % 3, f"u{n:02}") for n in range(30)]
+    scores = {"fp32": {"utterances": own}, "hqq-int4": {"utterances": other}, "hqq-int8": {"utterances": own}}
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "sensitivity.csv").write_text(made.sensitivity())
+    layers = tables.read(folder / "sensitivity.csv")
+    text = report.text(study, changes.changed(scores), layers, {"u02": "data:audio/flac;base64,AAAA"})
+    (folder / "index.html").write_text(text)
+    return folder / "index.html"
+
+
+def test_the_words_stand_before_the_scripts_and_in_order(page: Path) -> None:
+    text = page.read_text()
+    heads = re.findall(r'<section id="(\w+)"', text)
+    assert heads == ["answer", "size", "speed", "bits", "all", "changes", "oddities", "layers", "run"]
+    assert text.index("What was run</h2>") < text.index("<script")
+    assert "<strong>Ship <code>hqq-int8</code>: 74.0 MB" in text
+    assert len(text) < 1_200_000
+
+
+def test_nothing_of_a_text_is_markup(page: Path) -> None:
+    text = page.read_text()
+    assert DANGEROUS not in text
+    assert "<del>cat</del> <ins>bat &lt;/script&gt;" in text
+    assert "said &lt;b&gt;words&lt;/b&gt;" in text
+
+
+def test_the_greatest_losses_are_shown_and_the_others_counted(page: Path) -> None:
+    text = page.read_text()
+    assert text.count('<li class="regressed">') == report.SHOWN
+    assert "The first 20; results.csv names more." in text
+    assert text.count('src="data:audio/flac;base64,AAAA"') == 1
+    assert 'id="changes-hqq-int8"' not in text  # it writes fp32's texts
+
+
+def test_a_study_without_layers_or_changes_has_a_page(study: findings.Study) -> None:
+    text = report.text(study, {}, None, {})
+    assert "None: every variant writes fp32's texts." in text
+    assert 'id="layers"' not in text
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("NOT TESTED: the page in a browser, as no chromium is installed (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser: "Browser", page: Path) -> "Iterator[Page]":
+    """Return the page with its charts drawn; nothing may have gone wrong, or been asked for, in the end."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: said.append(request.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_function(
+        "document.querySelectorAll('.chart svg').length === document.querySelectorAll('.chart').length"
+    )
+    yield tab
+    assert said == [page.as_uri()]
+    context.close()
+
+
+def variants(tab: "Page") -> list[str]:
+    """Return the variants that the table shows, in its order."""
+    return tab.locator("#variants tbody tr:visible th").all_inner_texts()
+
+
+@pytest.mark.slow
+def test_the_table_is_sorted_by_its_heads(opened: "Page") -> None:
+    head = opened.locator("#variants thead th").nth(1)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    by_size = sorted(VARIANTS, key=lambda name: VARIANTS[name]["size_mb"])
+    assert variants(opened) == by_size
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert variants(opened) == by_size[::-1]
+    opened.locator("#variants thead button").first.click()
+    assert head.get_attribute("aria-sort") is None
+    assert variants(opened) == sorted(VARIANTS)
+
+
+@pytest.mark.slow
+def test_the_table_shows_rows_that_have_all_words(opened: "Page") -> None:
+    opened.fill("#filter", "int4 HQQ")
+    assert variants(opened) == ["hqq-int4"]
+    assert opened.inner_text("#shown") == "1 of 6 variants"
+    opened.fill("#filter", "")
+    assert variants(opened) == [*VARIANTS]
+
+
+@pytest.mark.slow
+def test_the_budget_finds_what_python_recommends(opened: "Page", study: findings.Study) -> None:
+    script = """([mb, loss]) => {
+        document.getElementById("max-mb").value = mb;
+        document.getElementById("max-loss").value = loss;
+        document.getElementById("budget").dispatchEvent(new Event("input"));
+        return [...document.querySelectorAll("#best tbody tr")].map((row) => row.cells[1].textContent);
+    }"""
+    draw = random.Random(0)
+    for _ in range(100):
+        mb, loss = draw.randint(1, 310), draw.choice(["0.3", "0.5", "1.0", ""])
+        most = float(loss or inf)
+        wanted = [
+            decision.recommend(study.lines, "nearest", max_mb=mb),
+            decision.recommend(study.lines, "smallest", max_loss=most),
+            decision.recommend(study.lines, "fastest", max_loss=most),
+        ]
+        assert opened.evaluate(script, [mb, loss]) == [row.variant if row else "nothing fits" for row in wanted]
+
+
+@pytest.mark.slow
+def test_what_stands_there_before_scripts_is_what_they_find(opened: "Page", page: Path) -> None:
+    read = "rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
+    before = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", of) for of in re.findall(r"<tr data-goal.*", page.read_text())]
+    opened.dispatch_event("#max-mb", "input", {"bubbles": True})
+    assert opened.eval_on_selector_all("#best tbody tr", read) == before
+    assert [cells[1] for cells in before] == ["hqq-int4", "hqq-int8", "fp32"]
+
+
+@pytest.mark.slow
+def test_keys_go_from_variant_to_variant_and_say_each(opened: "Page") -> None:
+    opened.focus("[data-chart=wer_vs_size]")
+    opened.keyboard.press("ArrowRight")
+    assert (
+        opened.locator("#variants tr.picked th").inner_text() == "gptq-int4"
+    )  # the smallest; the candidate is no answer
+    assert opened.inner_text("#picked").startswith("variant gptq-int4, MB 48.0, saved")
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("ArrowRight")
+    assert opened.locator("#variants tr.picked th").inner_text() == "hqq-int4"
+    opened.keyboard.press("Escape")
+    assert opened.locator("#variants tr.picked").count() == 0
+
+
+@pytest.mark.slow
+def test_a_point_tells_of_its_variant(opened: "Page") -> None:
+    opened.locator("[data-chart=wer] .mark-rect path").nth(1).hover()
+    assert opened.inner_text("#tip").startswith("hqq-int8\nWER: 3.60 %\nagainst fp32: +0.10 [-0.10, +0.30]")
+    assert opened.locator("#variants tr.picked th").inner_text() == "hqq-int8"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "head"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+def test_a_chart_is_saved_as_a_picture(opened: "Page", kind: str, head: bytes) -> None:
+    with opened.expect_download() as saved:
+        opened.locator("figure", has=opened.locator("[data-chart=wer]")).get_by_text(f"save as {kind.upper()}").click()
+    assert saved.value.suggested_filename == f"wer.{kind}"
+    assert Path(saved.value.path()).read_bytes().startswith(head)
+
+
+@pytest.mark.slow
+def test_a_link_opens_the_changed_texts(opened: "Page") -> None:
+    found = opened.locator("#changes-hqq-int4")
+    assert found.get_attribute("open") is None
+    opened.click("#variants a")
+    assert found.get_attribute("open") is not None
+    assert opened.locator("#changes-hqq-int4 li").first.is_visible()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_everybody_can_read_it(opened: "Page", width: int, scheme: "Any") -> None:
+    """axe-core finds nothing serious, and a phone does not scroll sideways."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    opened.emulate_media(color_scheme=scheme)
+    opened.set_viewport_size({"width": width, "height": 844})
+    opened.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    opened.wait_for_timeout(1500)  # the charts are drawn anew for another width
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    found = Axe().run(opened).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
+
+
+@pytest.mark.slow
+def test_without_scripts_the_answer_and_the_table_are_there(browser: "Browser", page: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    assert "Ship hqq-int8" in tab.inner_text("#answer")
+    assert tab.locator("#best tbody td").first.inner_text() == "hqq-int4"
+    assert variants(tab) == [*VARIANTS]
+    context.close()
