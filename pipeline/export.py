@@ -1,9 +1,5 @@
-"""Write one variant as a folder that a runtime opens without this project, with a model card.
+"""Write one variant as a folder that a runtime opens without this project, with a model card (`whisper-ptq export`)."""
 
-Usage: python -m pipeline.export VARIANT --to hf|ct2|ggml|gguf FOLDER
-"""
-
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +9,7 @@ from pipeline import backends
 from pipeline.agree import dequantized
 from pipeline.backends import ct2, ggml
 from pipeline.compare import TIMINGS
-from pipeline.core import files, manifest, params, stage
+from pipeline.core import files, manifest, params
 from pipeline.core.errors import UserError
 from pipeline.core.variant import Variant
 from pipeline.results import card, tables
@@ -30,7 +26,7 @@ _GGML = "ggml", "ggml holds float16, q8_0, q5_1, q5_0, q4_1 and q4_0"
 _HOLDS = {"ct2": _CT2, "ggml": _GGML, "gguf": _GGML}
 """The backend whose files a target takes, and what they hold."""
 
-_TARGETS = {
+TARGETS = {
     "hf": "Transformers, from what the weights stand for",
     "ct2": "CTranslate2 and faster-whisper",
     "ggml": "whisper.cpp",
@@ -66,7 +62,7 @@ def main(variant: str, target: str, folder: Path) -> None:
             files.write_text(partial / "README.md", card.text(variant, target, folder.name, made, settings, rows, size))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name a folder elsewhere") from None
-    print(f"{folder}: {variant} for {_TARGETS[target]}, {size / 1e6:.1f} MB; its README.md says how to load it")
+    print(f"{folder}: {variant} for {TARGETS[target]}, {size / 1e6:.1f} MB; its README.md says how to load it")
 
 
 def check_made_of(settings: params.Params) -> None:
@@ -152,14 +148,3 @@ def _copy(source: Path, folder: Path, *names: str) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipeline.export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("variant", help="a key of `variants` in params.yaml, or `candidate`, that 'dvc repro' has made")
-    told = "; ".join(f"{target}: {what}" for target, what in _TARGETS.items())
-    parser.add_argument("--to", required=True, choices=_TARGETS, help=told)
-    parser.add_argument("folder", type=Path, help="a folder that is not there yet")
-    arguments = parser.parse_args()
-    with stage.guarded("export"):
-        main(arguments.variant, arguments.to, arguments.folder)

@@ -3,7 +3,7 @@
 from base64 import b64encode
 from collections.abc import Iterable
 
-from pipeline import compare, score
+from pipeline import compare
 from pipeline.core import files, params, stage
 from pipeline.results import changes, findings, tables
 from pipeline.speech import corpus
@@ -15,8 +15,9 @@ def main() -> None:
 
     from pipeline.results import report
 
-    scores = {name: compare.read(score.SCORES / f"{name}.json", "score") for name in settings.names}
-    found = changes.changed(scores)
+    scores = {name: compare.read(compare.SCORES / f"{name}.json", "score") for name in settings.names}
+    fp32 = scores.pop(params.BASELINE)
+    found = {name: changes.changed(fp32, score) for name, score in scores.items()}
     shown = {change.id for each in found.values() for change in each[: report.SHOWN]}
     study = findings.current(settings)
     layers = tables.read(tables.SENSITIVITY) if tables.SENSITIVITY.exists() else None

@@ -151,7 +151,7 @@ def test_an_edited_checkpoint_is_not_exported() -> None:
 
 @pytest.mark.usefixtures("tmp_project")
 def test_a_variant_that_is_not_made_is_one_line() -> None:
-    command = [sys.executable, "-m", "pipeline.export", "fp16", "--to", "hf", "out"]
+    command = [sys.executable, "-m", "pipeline.command", "export", "fp16", "--to", "hf", "out"]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"export: models/fp16 has no readable checkpoint.json, .*; run 'dvc repro' .*\n", done.stderr)

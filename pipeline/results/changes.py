@@ -1,12 +1,9 @@
-"""Which utterances a variant writes otherwise than fp32, word by word (pure, of the files of `score`)."""
+"""Which utterances a variant writes otherwise than another, word by word (pure, of the files of `score`)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jiwer
-
-from pipeline.core.params import BASELINE
 
 Json = dict[str, Any]
 
@@ -22,23 +19,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Change:
-    """An utterance that a variant writes otherwise than fp32; texts are normalized."""
+    """An utterance that a variant writes otherwise than the one before it, such as fp32; texts are normalized."""
 
     id: str
     split: str
     reference: str
     parts: list[Part]
-    """What becomes of fp32's text in the variant's."""
+    """What becomes of the text before in the variant's."""
     errors: int
     """The variant's word errors."""
-    errors_fp32: int
+    errors_before: int
 
     @property
     def verdict(self) -> str:
         """Regressed, improved or only other."""
-        if self.errors == self.errors_fp32:
+        if self.errors == self.errors_before:
             return "other"
-        return "regressed" if self.errors > self.errors_fp32 else "improved"
+        return "regressed" if self.errors > self.errors_before else "improved"
 
 
 def errors(utterance: Json) -> int:
@@ -46,26 +43,21 @@ def errors(utterance: Json) -> int:
     return int(utterance["substitutions"] + utterance["deletions"] + utterance["insertions"])
 
 
-def changed(scores: Mapping[str, Json]) -> dict[str, list[Change]]:
-    """Return the utterances of each variant whose text is not fp32's: the greatest losses first."""
-    baseline = scores[BASELINE]["utterances"]
-    return {
-        name: sorted(
-            (_change(own, one) for own, one in zip(baseline, of["utterances"], strict=True) if _differ(own, one)),
-            key=lambda change: (change.errors_fp32 - change.errors, change.split, change.id),
+def changed(before: Json, after: Json) -> list[Change]:
+    """Return the utterances that one variant writes otherwise than another, by their scores: greatest losses first."""
+    found = [
+        Change(
+            new["id"],
+            new["split"],
+            new["reference"],
+            words(old["hypothesis"], new["hypothesis"]),
+            errors(new),
+            errors(old),
         )
-        for name, of in scores.items()
-        if name != BASELINE
-    }
-
-
-def _differ(own: Json, one: Json) -> bool:
-    return bool(own["hypothesis"] != one["hypothesis"])
-
-
-def _change(own: Json, one: Json) -> Change:
-    parts = words(own["hypothesis"], one["hypothesis"])
-    return Change(one["id"], one["split"], one["reference"], parts, errors(one), errors(own))
+        for old, new in zip(before["utterances"], after["utterances"], strict=True)
+        if old["hypothesis"] != new["hypothesis"]
+    ]
+    return sorted(found, key=lambda change: (change.errors_before - change.errors, change.split, change.id))
 
 
 def words(before: str, after: str) -> list[Part]:

@@ -25,7 +25,7 @@ def text(folder: Path, name: str) -> str:
     study = findings.read(folder)
     candidate = {"bits": study.settings.candidate.bits} | not_default(study.settings.candidate)
     software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
-    values = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
+    values: dict[str, Any] = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
     values |= {"answer": answer_of(study), "looked": (folder / tables.INDEX.name).exists()}
     return render_study("study.md.j2", study, **values)
 

@@ -58,11 +58,12 @@ def page(study: findings.Study, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Return the page of a study of a few variants; one of them writes what a page must not run."""
     own = [score(f"the cat number {n}", 1, f"u{n:02}") for n in range(30)]
     other = [score(f"the bat {DANGEROUS} number {n}", 1 + n % 3, f"u{n:02}") for n in range(30)]
-    scores = {"fp32": {"utterances": own}, "hqq-int4": {"utterances": other}, "hqq-int8": {"utterances": own}}
+    fp32 = {"utterances": own}
+    changed = {"hqq-int4": changes.changed(fp32, {"utterances": other}), "hqq-int8": changes.changed(fp32, fp32)}
     folder = tmp_path_factory.mktemp("made")
     (folder / "sensitivity.csv").write_text(made.sensitivity())
     layers = tables.read(folder / "sensitivity.csv")
-    text = report.text(study, changes.changed(scores), layers, {"u02": "data:audio/flac;base64,AAAA"})
+    text = report.text(study, changed, layers, {"u02": "data:audio/flac;base64,AAAA"})
     (folder / "index.html").write_text(text)
     return folder / "index.html"
 
