@@ -1,14 +1,16 @@
 # make run   set up, run the study, print its table; JOBS=4 runs four variants at once
 # make study NAME=base  set up, keep what it found as studies/base/, to be committed and cited
 # make test  set up, run all tests
+# make review BASE=main  set up, say what this change did beside another commit, and whether it may land
 # make lint  set up, check format, style and types
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 JOBS ?= 1
+BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: run study test lint
+.PHONY: run study test review lint
 
 run: .venv/.installed
 	python -m pipeline.backends --check
@@ -23,6 +25,9 @@ study: .venv/.installed
 
 test: .venv/.installed
 	python -m pytest
+
+review: .venv/.installed
+	@python -m pipeline.review "$(BASE)"
 
 lint: .venv/.installed
 	ruff format --check

@@ -11,18 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DVC = str(Path(sys.executable).with_name("dvc"))
+from pipeline import review
 
 
 def lock() -> str | None:
     """Return what is wrong when a stage would rerun although no code, parameter or dependency has changed."""
-    command = [DVC, "repro", "--dry", "--allow-missing"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    stale = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
-    if stale or done.returncode:
-        why = f"{len(stale)} stages, {stale[0]}" if stale else " ".join(done.stderr.split())
-        return f"dvc.lock is behind the code: run 'make run' and commit it ({why})"
-    return None
+    late = review.behind()
+    return f"dvc.lock is behind the code: run 'make run' and commit it ({late})" if late else None
 
 
 def metrics() -> str | None:

@@ -149,6 +149,15 @@ def export(
         exporting.main(variant, to.value, folder)
 
 
+@app.command()
+def review(base: Annotated[str, typer.Argument(metavar="BASE", help="A commit.")] = "main") -> None:
+    """Say in Markdown what a change did to accuracy and size, and whether it may land (1: it may not)."""
+    with stage.guarded("review"):
+        from pipeline import review as reviewing
+
+        raise typer.Exit(reviewing.main(base))
+
+
 def read(study: str | None) -> "DataFrame":
     """Return results.csv of the last run, or of a study; raise UserError where there is none."""
     from pipeline.results import tables

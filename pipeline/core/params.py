@@ -145,6 +145,14 @@ class Report:
     """Hold the recordings of the utterances that are shown: for small corpora, as they are most of the page then."""
 
 
+@dataclass(frozen=True, config=CONFIG)
+class Review:
+    """When a change may not land."""
+
+    tolerance: Annotated[float, Field(ge=0)] = 0.3
+    """Points that a recommended variant's loss may surely grow by."""
+
+
 @dataclass(frozen=True, config=CONFIG, kw_only=True)
 class Params(Variant):
     """Both files. The candidate's keys are at params.yaml's top level, hence a Variant."""
@@ -160,6 +168,7 @@ class Params(Variant):
     calibration: Calibration
     scoring: Scoring
     report: Report = Report()
+    review: Review = Review()
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     corpora: Annotated[dict[Name, Corpus], Field(min_length=1)]
 

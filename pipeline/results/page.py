@@ -25,7 +25,12 @@ def text(folder: Path, name: str) -> str:
     study = findings.read(folder)
     candidate = {"bits": study.settings.candidate.bits} | not_default(study.settings.candidate)
     software = {library: study.versions[library] for library in tables.LIBRARIES if library in study.versions}
-    values: dict[str, Any] = {"name": name, "software": software, "candidate": candidate, "options": options(study.settings)}
+    values: dict[str, Any] = {
+        "name": name,
+        "software": software,
+        "candidate": candidate,
+        "options": options(study.settings),
+    }
     values |= {"answer": answer_of(study), "looked": (folder / tables.INDEX.name).exists()}
     return render_study("study.md.j2", study, **values)
 
@@ -111,6 +116,7 @@ def render(template: str, **values: Any) -> str:
         writing.caution,
         writing.verdict,
         pairs,
+        turned,
     )
     environment.filters["inline"] = inline
     environment.filters |= {each.__name__: each for each in filters}
@@ -136,6 +142,12 @@ def inline(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(MarkdownIt("zero").enable(["emphasis", "backticks"]).renderInline(text))  # noqa: S704  # it escapes HTML
+
+
+def turned(values: tuple[Any, Any], form: str) -> str:
+    """Write a value, and what it has turned into where that is written otherwise."""
+    before, after = (form % value for value in values)
+    return after if before == after else f"{before} → {after}"
 
 
 def pairs(entries: Mapping[str, Any]) -> str:

@@ -1,0 +1,107 @@
+"""Say what a change did to accuracy and size beside another commit, in Markdown, and whether it may land.
+
+Usage: python -m pipeline.review BASE. Exit status 1: a recommended variant got worse or vanished, or dvc.lock is behind
+code and parameters.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import params, stage
+from pipeline.core.errors import UserError
+from pipeline.results import page, review, tables
+from pipeline.results.review import Results
+
+HEAD = 2  # lines of a Markdown table that has no rows
+LABEL = "recommended"
+"""What marks an artifact of dvc.yaml as one that people ship."""
+
+
+def main(base: str) -> int:
+    """Print the review against a commit; return the exit status."""
+    settings = params.read()
+    marked = recommended(Path("dvc.yaml").read_text(encoding="utf-8")) | recommended(show(base, "dvc.yaml"))
+    after = Results(tables.read(tables.RESULTS), tables.read_errors(tables.ERRORS))
+    before = committed(base)
+    found = list(review.changes(before, after, settings.scoring.resamples, settings.scoring.seed))
+    gone = review.vanished(before, after)
+    tolerance = settings.review.tolerance
+    refused = review.refusals(found, gone, marked, tolerance)
+    loud = [one for one in found if not one.quiet]
+    late = behind()
+    told = {
+        "base": base,
+        "refused": refused,
+        "recommended": {name: f"`{name}`" for name in marked},
+        "tolerance": tolerance,
+        "behind": late,
+        "gone": gone,
+        "come": review.vanished(after, before),
+        "loud": loud,
+        "quiet": len(found) - len(loud),
+        "tables_of": {"Metrics": difference("metrics", base), "Parameters": difference("params", base)},
+    }
+    print(page.render("review.md.j2", **told), end="")
+    return int(bool(refused or late))
+
+
+def committed(base: str) -> Results:
+    """Return what a commit holds of a run; raise UserError where that is nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (tables.RESULTS, tables.ERRORS):
+            (Path(folder) / path.name).write_text(show(base, path.as_posix()), encoding="utf-8")
+        lines = tables.read(Path(folder) / tables.RESULTS.name)
+        return Results(lines, tables.read_errors(Path(folder) / tables.ERRORS.name))
+
+
+def show(base: str, path: str) -> str:
+    """Return a file of a commit; raise UserError where it is not there."""
+    done = subprocess.run(["git", "show", f"{base}:./{path}"], capture_output=True, text=True, check=False)  # noqa: S607  # git is wherever the PATH says
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise UserError(f"{path} of {base!r} cannot be read ({reason}); name a commit that has it, such as main")
+    return done.stdout
+
+
+def recommended(text: str) -> dict[str, str]:
+    """Return the variants that artifacts of a dvc.yaml mark as recommended, with the artifacts' names."""
+    from ruamel.yaml import YAML
+
+    artifacts: dict[str, Any] = YAML(typ="safe").load(text).get("artifacts", {})
+    return {Path(of["path"]).name: name for name, of in artifacts.items() if LABEL in of.get("labels", [])}
+
+
+def behind() -> str:
+    """Return which stages would run although no data is missing; "" where dvc.lock is in step."""
+    done = dvc("repro", "--dry", "--allow-missing")
+    late = re.findall("^Running stage '(.+)':", done.stdout, re.MULTILINE)
+    late += re.findall("failed to reproduce '(.+?)'", done.stderr)  # a stage that would run, and lacks its data
+    if late:
+        return f"stage {late[0]!r} would run"
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+def difference(what: str, base: str) -> str:
+    """Return what DVC says of changed metrics or parameters, as a Markdown table; "" where there are none."""
+    done = dvc(what, "diff", base, "--md")
+    if done.returncode:
+        return " ".join(done.stderr.split())
+    table = done.stdout.strip()
+    return table if len(table.splitlines()) > HEAD else ""
+
+
+def dvc(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run DVC."""
+    return subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.review", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("base", metavar="BASE", help="a commit, such as main")
+    with stage.guarded("review"):
+        sys.exit(main(parser.parse_args().base))
