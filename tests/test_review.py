@@ -1,11 +1,13 @@
 """Three pull requests, played through in git and DVC with results that are made up."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, results_csv
 from tests.made import FP32, line
@@ -119,3 +121,13 @@ def test_a_base_that_is_not_there_gets_a_sentence(project: Study) -> None:
     assert done.returncode == 1
     assert "review: dvc.yaml of 'mian' cannot be read" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_the_workflow_runs_pinned_actions_with_least_permissions() -> None:
+    text = (ROOT / ".github/workflows/review.yml").read_text()
+    workflow = YAML(typ="safe").load(text)
+    assert workflow["permissions"] == {}
+    assert {**workflow["jobs"]["review"]["permissions"]} == {"contents": "read", "pull-requests": "write"}
+    used = re.findall(r"uses: (\S+)@(\S+) # (v\S+)", text)
+    assert len(used) == text.count("uses:")
+    assert all(re.fullmatch("[0-9a-f]{40}", digest) for _, digest, _ in used)
