@@ -22,6 +22,14 @@ def test_the_support_table_is_what_the_backends_say() -> None:
     assert f"<!-- python -m pipeline.backends -->\n{told.stdout}" in README
 
 
+def test_the_graph_is_dvcs() -> None:
+    command = ["dvc", "dag", "--collapse-foreach-matrix", "--md"]
+    drawn = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.replace("\t", "  ")
+    assert f"<!-- {' '.join(command)} -->\n{drawn}" in README
+
+
 def test_the_answer_is_what_the_study_says() -> None:
     """README opens with it: its sentence, its table of six rows at most, and its figure."""
     opening, _, rest = README.partition("## Two commands")
