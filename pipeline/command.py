@@ -49,27 +49,29 @@ def list_variants(study: Study = None) -> None:
         from rich.table import Table
 
         from pipeline.results import decision
+        from pipeline.results.text import known
 
         lines = read(study)
         least = decision.margins(lines)
         table = Table(box=None, pad_edge=False)
         for head in ("variant", "MB", "loses less than", "KL", "of fp32's time"):
             table.add_column(head, justify="left" if head == "variant" else "right")
-        base = next(row for row in decision.choices(lines) if row.variant == params.BASELINE)
-        for row in decision.choices(lines):
-            margin, kl = least[row.variant], decision.kl(lines, row.variant)
-            time = row.latency_p50_ms / base.latency_p50_ms if decision.beside(lines, row) else inf
-            cells = [f"{row.size_mb:.1f}", f"{margin:g}" if 0 < margin < inf else ""]
-            cells += [f"{kl:.4f}" if kl < inf else "", f"{time:.2f}" if time < inf else ""]
-            table.add_row(row.variant, *cells)
+        for row in lines.drop_duplicates("variant").itertuples():
+            margin = least[row.variant]
+            kl, time = decision.kl(lines, row.variant), decision.time(lines, row)
+            table.add_row(
+                row.variant, f"{row.size_mb:.1f}", known(margin, "g") if margin else "", known(kl, ".4f"), known(time)
+            )
         Console().print(table)
 
 
 @app.command()
 def recommend(
     max_mb: Annotated[float, typer.Option(min=0, help="At most so many MB of weights.")] = inf,
-    max_loss: Annotated[float, typer.Option(min=0, help="Shown to lose less than so much: 0.3, 0.5, 1.0.")] = inf,
-    fastest: Annotated[bool, typer.Option("--fastest", help="The fastest, not the smallest.")] = False,
+    max_loss: Annotated[
+        float, typer.Option(min=0, help="Shown to lose less than so much; 0.3, 0.5 and 1.0 are tested.")
+    ] = inf,
+    fastest: Annotated[bool, typer.Option("--fastest", help="The fastest of them.")] = False,
     device: Annotated[Device | None, typer.Option(help="Only what runs on it.")] = None,
     study: Study = None,
 ) -> None:
@@ -78,6 +80,10 @@ def recommend(
         from pipeline.results import decision
 
         lines = on_device(read(study), device)
+        if fastest and device and (ran := next(iter(lines.device))) != device:
+            raise UserError(
+                f"times were measured on {ran}, and say nothing of {device}: leave out --fastest or --device"
+            )
         goal: decision.Goal = "fastest" if fastest else "smallest" if max_loss < inf else "nearest"
         found = decision.recommend(lines, goal, max_mb, max_loss)
         if found is None:
@@ -87,7 +93,7 @@ def recommend(
                 decision.recommend(lines, "nearest", max_mb=max_mb),
             ]
             near = dict.fromkeys(reason(lines, row) for row in others if row is not None)
-            raise UserError(f"nothing fits {' and '.join(bounds)}; nearest: {', or '.join(near) or 'nothing'}")
+            raise UserError(f"nothing fits {' and '.join(bounds)}; other choices: {', or '.join(near) or 'none'}")
         print(reason(lines, found))
 
 
@@ -123,14 +129,15 @@ def compare(
         found = changes.changed(*(scored(SCORES / f"{name}.json", "score") for name in (before, after)))
         console = Console(highlight=False, soft_wrap=True)
         for change in found[:most]:
-            console.print(f"{change.split} {change.id}: {change.errors_before} -> {change.errors} errors", style="bold")
+            errors = f"{change.errors_before} -> {change.errors} errors"
+            console.print(Text(f"{change.split} {change.id}: {errors}", style="bold"))
             line = Text("  ")
             for part in change.parts:
                 line.append(f"{part.same} " if part.same else "")
                 line.append(f"[-{part.removed}-] " if part.removed else "", style="red strike")
                 line.append(f"{{+{part.added}+}} " if part.added else "", style="green")
             console.print(line)
-            console.print(f"  said: {change.reference}", style="dim")
+            console.print(Text(f"  said: {change.reference}", style="dim"))
         verdicts = [change.verdict for change in found]
         regressed, improved = verdicts.count("regressed"), verdicts.count("improved")
         print(f"{len(found)} utterances read otherwise: {regressed} regressed, {improved} improved")

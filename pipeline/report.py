@@ -18,21 +18,21 @@ def main() -> None:
     scores = {name: compare.read(compare.SCORES / f"{name}.json", "score") for name in settings.names}
     fp32 = scores.pop(params.BASELINE)
     found = {name: changes.changed(fp32, score) for name, score in scores.items()}
-    shown = {change.id for each in found.values() for change in each[: report.SHOWN]}
+    shown = {(change.split, change.id) for each in found.values() for change in each[: report.SHOWN]}
     study = findings.current(settings)
     layers = tables.read(tables.SENSITIVITY) if tables.SENSITIVITY.exists() else None
     files.write_text(tables.INDEX, report.text(study, found, layers, audio(shown) if settings.report.audio else {}))
     print(f"{tables.INDEX}: {tables.INDEX.stat().st_size / 1e6:.1f} MB, opens from disk")
 
 
-def audio(ids: Iterable[str]) -> dict[str, str]:
-    """Return the recordings of some utterances of the corpus as data URLs."""
+def audio(ids: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the recordings of some utterances of the corpus, by split and id, as data URLs."""
     wanted = set(ids)
     return {
-        utterance.id: f"data:audio/flac;base64,{b64encode(utterance.flac).decode()}"
+        (utterance.split, utterance.id): f"data:audio/flac;base64,{b64encode(utterance.flac).decode()}"
         for shard in corpus.shards(corpus.CORPUS)
         for utterance in corpus.read_shard(shard)
-        if utterance.id in wanted
+        if (utterance.split, utterance.id) in wanted
     }
 
 

@@ -13,32 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import params, stage
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, naming
 from pipeline.results import page, review, tables
-from pipeline.results.review import Results
+from pipeline.results.review import Limits, Results
 
 HEAD = 2  # lines of a Markdown table that has no rows
 LABEL = "recommended"
 """What marks an artifact of dvc.yaml as one that people ship."""
 
 
-def main(base: str) -> int:
+def main(name: str) -> int:
     """Print the review against a commit; return the exit status."""
     settings = params.read()
-    marked = recommended(Path("dvc.yaml").read_text(encoding="utf-8")) | recommended(show(base, "dvc.yaml"))
-    after = Results(tables.read(tables.RESULTS), tables.read_errors(tables.ERRORS))
-    before = committed(base)
+    base = ancestor(name)
+    graphs = [show(base, "dvc.yaml"), Path("dvc.yaml").read_text(encoding="utf-8")]
+    guarded = {params.BASELINE: "the baseline"} | recommended(graphs[0]) | recommended(graphs[1])
+    before, after = committed(base), Results(tables.read(tables.RESULTS), tables.read_errors(tables.ERRORS))
+    limits = Limits(settings.review.tolerance, settings.review.kl_factor)
     found = list(review.changes(before, after, settings.scoring.resamples, settings.scoring.seed))
     gone = review.vanished(before, after)
-    tolerance = settings.review.tolerance
-    refused = review.refusals(found, gone, marked, tolerance)
+    refused = review.refusals(found, gone, guarded, limits)
+    known = {*before.lines.variant, *after.lines.variant}
+    refused += [f"{label} marks {one!r}, which is no variant" for one, label in guarded.items() if one not in known]
     loud = [one for one in found if not one.quiet]
     late = behind()
     told = {
-        "base": base,
+        "name": name,
         "refused": refused,
-        "recommended": {name: f"`{name}`" for name in marked},
-        "tolerance": tolerance,
+        "doubts": review.doubts(found, guarded, limits),
+        "guarded": guarded,
+        "limits": limits,
         "behind": late,
         "gone": gone,
         "come": review.vanished(after, before),
@@ -50,18 +54,25 @@ def main(base: str) -> int:
     return int(bool(refused or late))
 
 
+def ancestor(name: str) -> str:
+    """Return the commit that a branch has left another one at: what has landed there since is not its doing."""
+    done = git("merge-base", name, "HEAD")
+    return done.stdout.strip() if done.returncode == 0 else name  # which `show` refuses, with git's reason
+
+
 def committed(base: str) -> Results:
     """Return what a commit holds of a run; raise UserError where that is nothing."""
     with tempfile.TemporaryDirectory() as folder:
         for path in (tables.RESULTS, tables.ERRORS):
             (Path(folder) / path.name).write_text(show(base, path.as_posix()), encoding="utf-8")
-        lines = tables.read(Path(folder) / tables.RESULTS.name)
-        return Results(lines, tables.read_errors(Path(folder) / tables.ERRORS.name))
+        with naming(base, "commit"):
+            lines = tables.read(Path(folder) / tables.RESULTS.name)
+            return Results(lines, tables.read_errors(Path(folder) / tables.ERRORS.name))
 
 
 def show(base: str, path: str) -> str:
     """Return a file of a commit; raise UserError where it is not there."""
-    done = subprocess.run(["git", "show", f"{base}:./{path}"], capture_output=True, text=True, check=False)  # noqa: S607  # git is wherever the PATH says
+    done = git("show", f"{base}:./{path}")
     if done.returncode:
         reason = " ".join(done.stderr.split())
         raise UserError(f"{path} of {base!r} cannot be read ({reason}); name a commit that has it, such as main")
@@ -72,8 +83,8 @@ def recommended(text: str) -> dict[str, str]:
     """Return the variants that artifacts of a dvc.yaml mark as recommended, with the artifacts' names."""
     from ruamel.yaml import YAML
 
-    artifacts: dict[str, Any] = YAML(typ="safe").load(text).get("artifacts", {})
-    return {Path(of["path"]).name: name for name, of in artifacts.items() if LABEL in of.get("labels", [])}
+    artifacts: dict[str, Any] = YAML(typ="safe").load(text).get("artifacts") or {}
+    return {Path(of["path"]).name: name for name, of in artifacts.items() if LABEL in (of.get("labels") or [])}
 
 
 def behind() -> str:
@@ -93,6 +104,11 @@ def difference(what: str, base: str) -> str:
         return " ".join(done.stderr.split())
     table = done.stdout.strip()
     return table if len(table.splitlines()) > HEAD else ""
+
+
+def git(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run git."""
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # noqa: S607  # git is wherever the PATH says
 
 
 def dvc(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -60,12 +60,16 @@ def test_where_nothing_fits_the_nearest_is_named() -> None:
     said = ask("recommend", "--study", "kept", "--max-mb", "60", "--max-loss", "0.3")
     assert said.exit_code == 1
     assert said.output == (
-        "recommend: nothing fits 60 MB and a loss below 0.3; nearest: "
+        "recommend: nothing fits 60 MB and a loss below 0.3; other choices: "
         "near, 80.0 MB (test-clean: no worse than 0.3; KL 0.0100 nats a token), or "
         "small, 50.0 MB (test-clean: no worse than 0.5; KL 0.0200 nats a token)\n"
     )
     said = ask("recommend", "--study", "kept", "--max-mb", "1")
-    assert said.output.startswith("recommend: nothing fits 1 MB; nearest: open, 20.0 MB")
+    assert said.output.startswith("recommend: nothing fits 1 MB; other choices: open, 20.0 MB")
+    said = ask("recommend", "--study", "kept", "--device", "cuda", "--fastest")
+    assert said.output == (
+        "recommend: times were measured on cpu, and say nothing of cuda: leave out --fastest or --device\n"
+    )
 
 
 @pytest.mark.usefixtures("project")
@@ -100,7 +104,7 @@ def test_mistakes_get_a_sentence(words: list[str], status: int, said: str) -> No
 def scored(*texts: tuple[str, int]) -> str:
     """Return the scores of a variant that writes these texts with as many errors."""
     utterances: list[dict[str, Any]] = [
-        {"id": f"u{n}", "split": "dev", "reference": "a cat", "hypothesis": text}
+        {"id": f"u{n}", "split": "dev", "reference": "a [cat]", "hypothesis": text}
         | {"substitutions": errors, "deletions": 0, "insertions": 0}
         for n, (text, errors) in enumerate(texts)
     ]
@@ -111,16 +115,16 @@ def test_compare_shows_the_greatest_losses_first(tmp_project: Project) -> None:
     folder = tmp_project.root / "reports/scores"
     folder.mkdir(parents=True)
     (folder / "fp32.json").write_text(scored(("a cat", 0), ("a hat", 1), ("a bat", 1)))
-    (folder / "hqq-int4.json").write_text(scored(("the [cat]", 2), ("a cat", 0), ("a bat", 1)))
+    (folder / "hqq-int4.json").write_text(scored(("the [/cat]", 2), ("a cat", 0), ("a bat", 1)))
     said = ask("compare", "fp32", "hqq-int4")
     assert said.exit_code == 0
     assert [line.rstrip() for line in said.output.splitlines()] == [
         "dev u0: 0 -> 2 errors",
-        "  [-a cat-] {+the [cat]+}",
-        "  said: a cat",
+        "  [-a cat-] {+the [/cat]+}",
+        "  said: a [cat]",
         "dev u1: 1 -> 0 errors",
         "  a [-hat-] {+cat+}",
-        "  said: a cat",
+        "  said: a [cat]",
         "2 utterances read otherwise: 1 regressed, 1 improved",
     ]
     assert ask("compare", "fp32", "hqq-int5").output.startswith("compare: unknown variant 'hqq-int5' (did you mean")

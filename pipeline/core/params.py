@@ -150,7 +150,9 @@ class Review:
     """When a change may not land."""
 
     tolerance: Annotated[float, Field(ge=0)] = 0.3
-    """Points that a recommended variant's loss may surely grow by."""
+    """Points that the loss of a recommended variant, and fp32's rate, may surely grow by."""
+    kl_factor: Annotated[float, Field(gt=1)] = 2.0
+    """Times that a recommended variant's KL divergence may grow by: that shows on little speech, too."""
 
 
 @dataclass(frozen=True, config=CONFIG, kw_only=True)

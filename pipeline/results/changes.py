@@ -5,6 +5,8 @@ from typing import Any
 
 import jiwer
 
+from pipeline.core.errors import UserError
+
 Json = dict[str, Any]
 
 
@@ -44,7 +46,14 @@ def errors(utterance: Json) -> int:
 
 
 def changed(before: Json, after: Json) -> list[Change]:
-    """Return the utterances that one variant writes otherwise than another, by their scores: greatest losses first."""
+    """Return the utterances that one variant writes otherwise than another, by their scores: greatest losses first.
+
+    Raises UserError where the two were not scored on the same utterances.
+    """
+    if [(one["split"], one["id"]) for one in before["utterances"]] != [
+        (one["split"], one["id"]) for one in after["utterances"]
+    ]:
+        raise UserError("the two were scored on other utterances; run 'dvc repro' first")
     found = [
         Change(
             new["id"],

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.core.params import BASELINE, CANDIDATE
 from pipeline.results import decision
-from pipeline.results.points import SMALL, baseline, limit, named, points
+from pipeline.results.points import SMALL, baseline, limit, named, pareto, points
 from pipeline.results.tables import FLOATS, MEASURES, Row
 from pipeline.results.text import extent
 
@@ -29,7 +29,7 @@ LOOKS = {
     "bnb": ("#CC79A7", "triangle-down"),
     "torchao": ("#E69F00", "cross"),
     "gptq": ("#56B4E9", "M-1,-.5L-.5,-1L0,-.5L.5,-1L1,-.5L.5,0L1,.5L.5,1L0,.5L-.5,1L-1,.5L-.5,0Z"),
-    "mixed": (INK, "M0,-1L.3,-.35L1,-.3L.45,.15L.6,.9L0,.5L-.6,.9L-.45,.15L-1,-.3L-.3,-.35Z"),
+    "mixed": ("#7B61C9", "M0,-1L.3,-.35L1,-.3L.45,.15L.6,.9L0,.5L-.6,.9L-.45,.15L-1,-.3L-.3,-.35Z"),
     "ct2": ("#AA4499", "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z"),
     "ggml": ("#999933", "M0,-1L.87,-.5L.87,.5L0,1L-.87,.5L-.87,-.5Z"),
 }
@@ -52,12 +52,9 @@ Panel = alt.LayerChart | alt.FacetChart
 
 def drawn(results: pd.DataFrame, layers: pd.DataFrame | None) -> dict[str, Chart]:
     """Return every chart of results.csv and, where there is one, sensitivity.csv, by name."""
-    found = {
-        "wer_vs_size": wer_vs_size(results),
-        "wer_vs_speed": wer_vs_speed(results),
-        "ladder": ladder(results),
-        "wer": differences(results),
-    }
+    found = {"wer_vs_size": wer_vs_size(results), "wer_vs_speed": wer_vs_speed(results), "wer": differences(results)}
+    if (results.bits_per_weight < FLOATS).any():
+        found["ladder"] = ladder(results)
     if len(shown := decision.shortlist(results)) > 1:  # little speech shows nothing to ship
         found["answer"] = differences(results[results.variant.isin(shown)])
     return found if layers is None else found | {"sensitivity": sensitivity(layers)}
@@ -73,10 +70,13 @@ def wer_vs_size(results: pd.DataFrame) -> Chart:
     right = 1.05 * max([whole / 2, *results.size_mb[results.size_mb < whole]])
 
     def panel(rows: pd.DataFrame) -> Panel:
-        front = alt.Chart(points(rows)).transform_filter("datum.front && !datum.beyond")
-        step = front.mark_line(interpolate="step-after", strokeWidth=5, color=INK, opacity=0.13)
-        best = step.encode(alt.X("size:Q"), alt.Y("shown:Q"), order=alt.Order("size:Q"))
-        return alt.layer(best, _scatter(rows, "size", "weights on disk, MB", right, whole / 2, "fp16"))
+        best = pareto(rows)[["size_mb", "rate"]]
+        best = pd.concat([best, best[-1:].assign(size_mb=right)])  # and so on to the edge
+        steps = alt.Chart(best[best.rate <= limit(rows)]).mark_line(
+            interpolate="step-after", strokeWidth=5, color=INK, opacity=0.2, clip=True
+        )
+        front = steps.encode(alt.X("size_mb:Q"), alt.Y("rate:Q"), order=alt.Order("size_mb:Q"))
+        return alt.layer(front, _scatter(rows, "size", "weights on disk, MB", right, whole / 2, "fp16"))
 
     return _stacked(results, panel)
 
@@ -173,11 +173,13 @@ def ladder(results: pd.DataFrame) -> Chart:
             alt.Y("delta:Q", title=f"{measure.name} less fp32's, {measure.steps}"),
         )
         size = alt.when(PICKED).then(alt.value(160)).otherwise(alt.value(50))
-        here = alt.Chart(found, width=WIDTH * 0.44, height=HEIGHT * 0.55).mark_point(filled=True, opacity=1)
+        dots = [
+            alt.Chart(part).mark_point(filled=not beyond, opacity=1).encode(x, _color(rows), _shape(rows), size=size)
+            for beyond, part in found.groupby("beyond")
+        ]
+        tips = ["variant", "kl", "flips", *_tips(base)[1:]]
         panels = [
-            here.encode(
-                x, y, _color(rows), _shape(rows), size=size, tooltip=["variant", "kl", "flips", *_tips(base)[1:]]
-            )
+            alt.layer(*(dot.encode(y, tooltip=tips) for dot in dots), width=WIDTH * 0.44, height=HEIGHT * 0.55)
             for y in (steps if found.kl.notna().any() else steps[-1:])  # earlier studies have neither KL nor flips
         ]
         columns.append(alt.vconcat(*panels, title=_title(base)))

@@ -4,7 +4,7 @@ A margin must be shown on every split, after Holm's correction over the variants
 most one study in forty calls any variant safe that is not, whichever is then chosen.
 """
 
-from math import inf, isnan
+from math import inf, isnan, nan
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.core.params import BASELINE, CANDIDATE
@@ -71,8 +71,19 @@ def shortlist(lines: "DataFrame") -> list[str]:
 
 
 def choices(lines: "DataFrame") -> list[Row]:
-    """Return one line of each variant that could be shipped: the candidate is what is being tried."""
-    return [row for row in lines.drop_duplicates("variant").itertuples() if row.variant != CANDIDATE]
+    """Return one line of each variant that may be recommended.
+
+    Not the candidate, which is what is being tried; none that is worse by more than any margin allows, and none of
+    which neither margins nor KL are known.
+    """
+    least = margins(lines)
+    worse = {*lines.variant[lines.verdict == "worse"]}
+    return [
+        row
+        for row in lines.drop_duplicates("variant").itertuples()
+        if row.variant != CANDIDATE
+        and (least[row.variant] < inf or (row.variant not in worse and kl(lines, row.variant) < inf))
+    ]
 
 
 def beside(lines: "DataFrame", row: Row) -> bool:
@@ -81,10 +92,15 @@ def beside(lines: "DataFrame", row: Row) -> bool:
     return all(getattr(row, key) == getattr(fp32, key) for key in MEASURED)
 
 
-def recommend(lines: "DataFrame", goal: Goal, max_mb: float = inf, max_loss: float = inf) -> Row | None:
-    """Return the best variant of a size and a loss at most, in MB and points; None where nothing fits.
+def time(lines: "DataFrame", row: Row) -> float:
+    """Return the time of a single utterance over fp32's; NaN where the two do not compare."""
+    return float(row.latency_p50_ms / _fp32(lines).latency_p50_ms) if beside(lines, row) else nan
 
-    fp32 is one of them, and the candidate none. Of equals it is the smaller, and then the one named first.
+
+def recommend(lines: "DataFrame", goal: Goal, max_mb: float = inf, max_loss: float = inf) -> Row | None:
+    """Return the best of `choices` of a size and a loss at most, in MB and points; None where nothing fits.
+
+    Times within a tenth of fp32's are as fast as it. Of equals it is the smaller, and then the one named first.
     """
     least = margins(lines)
     fitting = [row for row in choices(lines) if row.size_mb <= max_mb and least[row.variant] <= max_loss]
@@ -93,9 +109,14 @@ def recommend(lines: "DataFrame", goal: Goal, max_mb: float = inf, max_loss: flo
     ranks = {
         "nearest": lambda row: (least[row.variant], kl(lines, row.variant), row.size_mb),
         "smallest": lambda row: (row.size_mb,),
-        "fastest": lambda row: (row.latency_p50_ms, row.size_mb),
+        "fastest": lambda row: (pace(time(lines, row)), row.size_mb),
     }
     return min(fitting, key=ranks[goal], default=None)
+
+
+def pace(time: float) -> float:
+    """Return a time over fp32's, or 1 where the two hardly differ."""
+    return 1.0 if GAIN < time < 1 / GAIN else time
 
 
 def kl(lines: "DataFrame", variant: str) -> float:

@@ -36,6 +36,11 @@ class Study:
         """One line of each variant, for what is the same on every split."""
         return list(self.lines.drop_duplicates("variant").itertuples())
 
+    @property
+    def measures(self) -> list[tables.Measure]:
+        """What leads its splits, each once."""
+        return [tables.MEASURES[name] for name in dict.fromkeys(self.lines.measure)]
+
     def of(self, variant: str) -> list[Row]:
         """Return a variant's lines, one for each split."""
         return list(self.lines[self.lines.variant == variant].itertuples())

@@ -109,6 +109,7 @@ def render(template: str, **values: Any) -> str:
         autoescape=jinja2.select_autoescape(["html.j2"], default=False),  # the others are Markdown
     )
     filters = (
+        writing.known,
         writing.number,
         writing.interval,
         writing.change,

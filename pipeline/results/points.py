@@ -40,7 +40,6 @@ def pareto(results: pd.DataFrame) -> pd.DataFrame:
 def points(results: pd.DataFrame) -> pd.DataFrame:
     """Return what charts draw of one split's results: a row for each variant, in the table's order."""
     base, top = baseline(results), limit(results)
-    front = set(pareto(results).variant)
     rows = []
     for row in results.itertuples():
         measure, beyond = MEASURES[row.measure], row.rate > top
@@ -55,11 +54,10 @@ def points(results: pd.DataFrame) -> pd.DataFrame:
                 "beyond": beyond,
                 "low": base.rate + max(interval[0], -base.rate),
                 "high": min(base.rate + interval[1], top),
-                "front": row.variant in front,
                 "bits": row.bits_per_weight,
                 "kl": row.kl or np.nan,  # a logarithm has no place for fp32's zero
                 "flips": row.flips,
-                "delta": np.nan if beyond else row.delta,
+                "delta": min(row.rate, top) - base.rate,
                 "latency": row.latency_p50_ms,
                 "verdict": verdict(row),
                 "opacity": PALE if row.verdict == UNDECIDED else 1.0,

@@ -8,7 +8,7 @@ import base64
 import functools
 import gzip
 from collections.abc import Mapping, Sequence
-from math import inf
+from math import isfinite
 from typing import Any
 
 import pandas as pd
@@ -18,6 +18,7 @@ from pipeline.results import changes, charts, decision, findings, page
 from pipeline.scoring.statistics import MARGINS
 
 SHOWN = 20  # changed utterances of a variant that the page has: those that lose most
+WORDS = 12  # on either side of a stretch that is longer than both: loops and long recordings would fill the page
 SHARE = 0.25  # of fp32's bytes: the size that the page begins with
 
 
@@ -25,22 +26,18 @@ def text(
     study: findings.Study,
     changed: Mapping[str, Sequence[changes.Change]],
     layers: pd.DataFrame | None,
-    audio: Mapping[str, str],
+    audio: Mapping[tuple[str, str], str],
 ) -> str:
     """Return the page of a study.
 
     `changed` are the utterances that each variant writes otherwise, `layers` is sensitivity.csv where there is one,
-    and `audio` has recordings by the utterance's id, as data URLs.
+    and `audio` has recordings by split and id of the utterance, as data URLs.
     """
     lines = study.lines
     datasets: dict[str, Any] = {}
     specs = {name: _shared(chart.to_dict(), datasets) for name, chart in charts.drawn(lines, layers).items()}
-    largest = round(SHARE * study.of(BASELINE)[0].size_mb)
-    best = {
-        "nearest": decision.recommend(lines, "nearest", max_mb=largest),
-        "smallest": decision.recommend(lines, "smallest", max_loss=MARGINS[0]),
-        "fastest": decision.recommend(lines, "fastest", max_loss=MARGINS[0]),
-    }
+    largest = max(1, round(SHARE * study.of(BASELINE)[0].size_mb))
+    goals: tuple[decision.Goal, ...] = ("nearest", "smallest", "fastest")
     return page.render_study(
         "report.html.j2",
         study,
@@ -49,9 +46,10 @@ def text(
         changed={name: found[:SHOWN] for name, found in changed.items() if found},
         counts={name: len(found) for name, found in changed.items()},
         audio=audio,
+        brief=brief,
         charts={"specs": specs, "datasets": datasets},
         budget=budget(lines),
-        best=best,
+        best={goal: decision.recommend(lines, goal, largest, MARGINS[0]) for goal in goals},
         largest=largest,
         margins=decision.margins(lines),
         options=page.options(study.settings),
@@ -74,13 +72,23 @@ def budget(lines: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "variant": row.variant,
             "size": row.size_mb,
-            "margin": None if least[row.variant] == inf else least[row.variant],
-            "kl": None if (kl := decision.kl(lines, row.variant)) == inf else kl,
-            "latency": row.latency_p50_ms,
-            "timed": decision.beside(lines, row),
+            "margin": finite(least[row.variant]),
+            "kl": finite(decision.kl(lines, row.variant)),
+            "time": finite(decision.time(lines, row)),
         }
         for row in decision.choices(lines)
     ]
+
+
+def brief(text: str, words: int = WORDS) -> str:
+    """Return a text without its middle, where it has more than so many words on either side."""
+    said = text.split()
+    return text if len(said) <= 2 * words else " ".join([*said[:words], "…", *said[-words:]])
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON knows, or None."""
+    return value if isfinite(value) else None
 
 
 @functools.cache

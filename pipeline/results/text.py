@@ -24,6 +24,11 @@ def number(value: float, sign: str = "-") -> str:
     return f"{value:{sign}.{decimals}f}"
 
 
+def known(value: float, form: str = ".2f") -> str:
+    """Write a number in a form; what is not known, NaN or infinite, is ""."""
+    return format(value, form) if math.isfinite(value) else ""
+
+
 def interval(low: float, high: float, sign: str = "-") -> str:
     """Write an interval of rates, with sign "+" of differences."""
     return f"[{number(low, sign)}, {number(high, sign)}]"

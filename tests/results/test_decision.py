@@ -90,15 +90,19 @@ def brute(rows: list[dict[str, str]], goal: str, max_mb: float, max_loss: float)
         own = [row for row in rows if row["variant"] == name]
         shown = [float(row["no_worse_than"] or inf) for row in own]
         margin, size = 0.0 if name == "fp32" else max(shown), float(own[0]["size_mb"])
+        known = all(row["kl"] for row in own)
+        tokens = sum(float(row["tokens"]) for row in own)
+        far = sum(float(row["kl"]) * float(row["tokens"]) for row in own) / tokens if known else inf
+        if margin == inf and (not known or any(row["verdict"] == "worse" for row in own)):
+            continue
         timed = all(own[0][key] == fp32[key] for key in ("machine", "device", "threads", "jobs"))
         if name == "candidate" or size > max_mb or margin > max_loss or (goal == "fastest" and not timed):
             continue
-        tokens = sum(float(row["tokens"]) for row in own)
-        far = sum(float(row["kl"]) * float(row["tokens"]) for row in own) / tokens
+        time = float(own[0]["latency_p50_ms"]) / float(fp32["latency_p50_ms"])
         keys = {
             "nearest": (margin, far, size),
             "smallest": (size,),
-            "fastest": (float(own[0]["latency_p50_ms"]), size),
+            "fastest": (1.0 if 0.9 < time < 1 / 0.9 else time, size),
         }
         if best is None or keys[goal] < best[0]:
             best = keys[goal], name
@@ -116,8 +120,9 @@ def test_what_is_recommended_is_what_a_brute_force_reading_finds(tmp_path: Path)
         for n in range(30)
     }
     lines = [
-        line(name, 0.1, 0.0, 0.2, no_worse_than=draw.choice([0.3, 0.5, 1.0, None]), **facts.get(name, {}))
-        | {"split": split, "kl": round(draw.uniform(0, 0.1), 3), "tokens": draw.randint(100, 200)}
+        line(name, 0.1, 0.0, 0.2, verdict=draw.choice(["worse", "undecided"]), **facts.get(name, {}))
+        | {"split": split, "no_worse_than": draw.choice([0.3, 0.5, 1.0, 1.0, None])}
+        | {"kl": None if name == "v3" else round(draw.uniform(0, 0.1), 3), "tokens": draw.randint(100, 200)}
         for name in ("fp32", *facts, "candidate")
         for split in ("test-clean", "test-other")
     ]

@@ -4,10 +4,11 @@ import pandas as pd
 import pytest
 
 from pipeline.results import review
-from pipeline.results.review import Results
+from pipeline.results.review import Limits, Results
 from tests.made import FP32, frame, line
 
 SPLITS = ("dev", "test")
+LIMITS = Limits(0.3, 2.0)
 SPEAKERS = [f"s{n % 12:02}" for n in range(60)]
 
 
@@ -15,7 +16,7 @@ def results(*variants: str, worse: dict[str, int] | None = None, **changes: Any)
     """Return a run in which every utterance of ten words has one error, and of a variant some more."""
     more = worse or {}
     lines = [
-        (FP32 if name == "fp32" else line(name, 0.1, -0.1, 0.3, size_mb=50.0)) | {"split": split} | changes
+        (FP32 if name == "fp32" else line(name, 0.1, -0.1, 0.3, size_mb=50.0, kl=0.01)) | {"split": split} | changes
         for name in ("fp32", *variants)
         for split in SPLITS
     ]
@@ -69,12 +70,17 @@ def test_the_gate() -> None:
     before = results("a", "b")
 
     def refused(after: Results) -> list[str]:
-        return review.refusals([*changes(before, after).values()], review.vanished(before, after), shipped, 0.3)
+        return review.refusals([*changes(before, after).values()], review.vanished(before, after), shipped, LIMITS)
 
     assert refused(results("a", "b")) == []
     assert refused(results("a", "b", worse={"b": 2})) == []  # nobody ships it
     (worse,) = refused(results("a", "b", worse={"a": 2}))
-    assert worse.startswith("a (small) has got worse on test by +10.00 points [")
+    assert worse.startswith("the loss of a (small) on test has grown by +10.00 [")
+    (farther,) = refused(results("a", "b", kl=0.021))[:1]
+    assert farther.startswith(
+        "KL of a (small) on dev has grown from 0.0100 to 0.0210 nats a token, more than the 2 times"
+    )
+    assert refused(results("a", "b", kl=0.019)) == []
     assert refused(results("b")) == ["a (small) has vanished from dev", "a (small) has vanished from test"]
     assert refused(results("a")) == []
 
@@ -84,4 +90,25 @@ def test_a_loss_that_may_be_chance_passes() -> None:
     after.errors.loc[3, "a"] += 4  # one utterance of one speaker
     (one,) = [one for one in changes(results("a"), after).values() if not one.quiet]
     assert one.loss > 0.3
-    assert review.refusals([one], [], {"a": "small"}, 0.3) == []
+    assert review.refusals([one], [], {"a": "small"}, LIMITS) == []
+    (doubt,) = review.doubts([one], {"a": "small"}, LIMITS)
+    assert doubt.startswith("of a (small) on test this speech cannot exclude a loss of ") or "on dev" in doubt
+
+
+def test_a_variant_that_stands_still_while_fp32_improves_is_shown_and_passes() -> None:
+    after = results("a")
+    after.errors["fp32"] = 0
+    (one,) = [one for key, one in changes(results("a"), after).items() if key == ("a", "test")]
+    assert (one.quiet, one.loss > 0.3, one.more) == (False, True, 0)
+    assert review.refusals([one], [], {"a": "small"}, LIMITS) == []
+
+
+def test_silence_is_counted_and_not_rated() -> None:
+    before, after = results("a"), results("a")
+    for run in (before, after):
+        run.errors["words"] = 0
+    assert all(one.quiet for one in changes(before, after).values())
+    after.errors["a"] += 1
+    found = [one for key, one in changes(before, after).items() if key[0] == "a"]
+    assert [(one.more, one.quiet) for one in found] == [(60, False)] * 2
+    assert len(review.doubts(found, {"a": "small"}, LIMITS)) == 2

@@ -35,7 +35,8 @@ async function draw(box) {
   const spec = structuredClone(specs[box.dataset.chart]);
   const room = box.clientWidth;
   const narrow = room < WIDE;
-  if (narrow && spec.vconcat) for (const panel of spec.vconcat) panel.width = room - 80;
+  if (narrow && spec.vconcat)
+    for (const panel of spec.vconcat) Object.assign(panel, { width: room - 110, title: panel.title.split(/(?<=:|,) /) });
   const options = { renderer: "svg", actions: false, defaultStyle: false, tooltip: showTip };
   const { view } = await vegaEmbed(box, { ...spec, datasets, background: "transparent" }, options);
   box.querySelector("svg").setAttribute("aria-hidden", "true"); // the table says it all
@@ -52,11 +53,11 @@ async function draw(box) {
   }
 }
 
-const bySize = rows.map((row) => row.variant).sort((a, b) => size(a) - size(b));
-function size(variant) { return rows.find((row) => row.variant === variant).size; }
+const bySize = [...document.querySelectorAll("#variants tbody tr")].sort((a, b) => a.cells[1].dataset.value - b.cells[1].dataset.value).map((row) => row.dataset.variant);
 function step(event) {
   const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (by) {
+  const box = event.currentTarget;
+  if (by && box.scrollWidth <= box.clientWidth) { // else the arrows scroll
     const at = bySize.indexOf(picked);
     pick(bySize[at < 0 ? 0 : (at + by + bySize.length) % bySize.length], true);
     event.preventDefault();
@@ -70,7 +71,7 @@ async function drawAll() {
     await draw(box);
   }
 }
-for (const box of document.querySelectorAll(".chart")) box.addEventListener("keydown", step);
+for (const box of document.querySelectorAll(".chart:not([data-chart=sensitivity])")) box.addEventListener("keydown", step);
 
 async function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
@@ -78,33 +79,40 @@ async function unpack(packed) {
   script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   document.head.append(script);
 }
-unpack(byId("vega").textContent).then(drawAll).then(() => {
-  let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawAll(); } });
+let drawn = unpack(byId("vega").textContent).then(drawAll);
+drawn.catch(() => { for (const box of document.querySelectorAll(".chart")) box.textContent = "This browser cannot draw the charts."; });
+let width = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth === width) return;
+  width = innerWidth;
+  drawn = drawn.then(drawAll); // one after the other
 });
 
 // The reader's budget: decision.recommend, once more.
 const known = (value) => value ?? Infinity;
+const pace = (time) => (time > 0.9 && time < 1 / 0.9 ? 1 : time);
 const goals = {
-  nearest: { of: (mb) => rows.filter((row) => row.size <= mb), by: (row) => [known(row.margin), known(row.kl), row.size] },
-  smallest: { of: (_mb, loss) => rows.filter((row) => known(row.margin) <= loss), by: (row) => [row.size] },
-  fastest: { of: (_mb, loss) => rows.filter((row) => row.timed && known(row.margin) <= loss), by: (row) => [row.latency, row.size] },
+  nearest: (row) => [known(row.margin), known(row.kl), row.size],
+  smallest: (row) => [row.size],
+  fastest: (row) => [pace(row.time), row.size],
 };
 function less(a, b) {
   const place = a.findIndex((value, n) => value !== b[n]);
   return place >= 0 && a[place] < b[place];
 }
 function recommend() {
-  const mb = byId("max-mb").valueAsNumber || Infinity, loss = parseFloat(byId("max-loss").value) || Infinity;
-  const fp32 = rows.find((row) => row.variant === "fp32");
-  for (const [goal, { of, by }] of Object.entries(goals)) {
-    const best = of(mb, loss).reduce((found, row) => (found && !less(by(row), by(found)) ? found : row), null);
+  const mb = byId("max-mb").valueAsNumber, loss = byId("max-loss").value;
+  const fits = (row) => !(row.size > mb) && known(row.margin) <= (loss === "" ? Infinity : parseFloat(loss));
+  for (const [goal, by] of Object.entries(goals)) {
+    const fitting = rows.filter((row) => fits(row) && (goal !== "fastest" || row.time !== null));
+    const best = fitting.reduce((found, row) => (found && !less(by(row), by(found)) ? found : row), null);
     const line = document.querySelector(`#best tr[data-goal="${goal}"]`);
-    const margin = best && (best.margin === 0 ? "itself" : best.margin ?? "–");
-    const texts = best ? [best.variant, best.size.toFixed(1), margin, best.kl === null ? "" : best.kl.toFixed(4), (best.latency / fp32.latency).toFixed(2)] : ["nothing fits"];
+    const margin = best && (best.margin === null ? "–" : best.margin === 0 ? "itself" : best.margin.toFixed(1));
+    const texts = best ? [best.variant, best.size.toFixed(1), margin, best.kl?.toFixed(4) ?? "", best.time?.toFixed(2) ?? ""] : ["nothing fits"];
     line.replaceChildren(line.cells[0], ...texts.map((text) => Object.assign(document.createElement("td"), { textContent: text, colSpan: best ? 1 : 5 })));
   }
 }
+recommend(); // a browser may have kept what the reader had entered
 byId("budget").addEventListener("input", recommend);
 byId("budget").addEventListener("submit", (event) => event.preventDefault());
 
@@ -126,14 +134,17 @@ document.querySelectorAll("#variants thead th").forEach((head, column) => {
   });
 });
 byId("filter").addEventListener("input", (event) => {
-  const words = event.target.value.toLowerCase().split(/\s+/);
-  for (const row of lines) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+  const words = event.target.value.toLowerCase().split(/[\s,]+/);
+  for (const row of lines) {
+    const text = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word));
+  }
   byId("shown").textContent = `${lines.filter((row) => !row.hidden).length} of ${lines.length} variants`;
 });
 body.addEventListener("pointerover", (event) => pick(event.target.closest("tr")?.dataset.variant ?? "", false));
 body.addEventListener("focusin", (event) => pick(event.target.closest("tr")?.dataset.variant ?? "", false));
 
 // A link to a variant's changes opens them.
-function open() { const found = location.hash.length > 1 && byId(decodeURIComponent(location.hash.slice(1))); if (found?.tagName === "DETAILS") found.open = true; }
-addEventListener("hashchange", open);
-open();
+function reveal() { const found = location.hash.length > 1 && byId(decodeURIComponent(location.hash.slice(1))); if (found?.tagName === "DETAILS") found.open = true; }
+addEventListener("hashchange", reveal);
+reveal();
