@@ -11,7 +11,7 @@ from tests.conftest import ROOT, results_csv
 from tests.made import Row
 from tests.results.test_charts import STUDY, quiet, result, silent
 
-FIGURES = ("wer_vs_size", "wer_vs_speed", "ladder", "wer", "sensitivity")
+FIGURES = ("wer_vs_size", "wer_vs_speed", "wer", "sensitivity")
 
 
 def draw(folder: Path, results: Sequence[Row], monkeypatch: pytest.MonkeyPatch) -> list[str]:

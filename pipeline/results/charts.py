@@ -70,10 +70,10 @@ def wer_vs_size(results: pd.DataFrame) -> Chart:
     right = 1.05 * max([whole / 2, *results.size_mb[results.size_mb < whole]])
 
     def panel(rows: pd.DataFrame) -> Panel:
-        best = pareto(rows)[["size_mb", "rate"]]
+        best = pareto(rows[rows.size_mb <= right])[["size_mb", "rate"]]
         best = pd.concat([best, best[-1:].assign(size_mb=right)])  # and so on to the edge
         steps = alt.Chart(best[best.rate <= limit(rows)]).mark_line(
-            interpolate="step-after", strokeWidth=5, color=INK, opacity=0.2, clip=True
+            interpolate="step-after", strokeWidth=5, color=INK, opacity=0.2
         )
         front = steps.encode(alt.X("size_mb:Q"), alt.Y("rate:Q"), order=alt.Order("size_mb:Q"))
         return alt.layer(front, _scatter(rows, "size", "weights on disk, MB", right, whole / 2, "fp16"))

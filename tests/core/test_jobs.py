@@ -30,7 +30,7 @@ def test_every_stage_of_a_variant_is_in_its_job() -> None:
     names = [f"{name}@{variant}" for name in each for variant in settings.variants]
     names += [name for name in stages if "foreach" not in stages[name]]
     others = {"download", "prepare", "fetch", "calibrate", "sensitivity", "learn", "quantize@fp32", "reference"}
-    others |= {"compare", "plot"}
+    others |= {"compare", "plot", "report"}
     assert sorted(stage for named in found.values() for stage in named) == sorted(set(names) - others)
 
 
