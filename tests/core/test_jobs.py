@@ -103,7 +103,7 @@ def test_several_jobs_give_what_one_gives(finished: Study, tmp_path: Path) -> No
     study.did("git", "rm", "-r", "--quiet", "dvc.lock", "reports")
     shutil.rmtree(study.root / "reports", ignore_errors=True)
     said = study.did("python", "-m", "pipeline.core.jobs", "6")
-    assert study.ran("repro") == ["compare", "plot"]
+    assert study.ran("repro") == ["compare", "plot", "report"]
     assert results(study) == results(finished)
     assert study.read("reports/metrics.json") == finished.read("reports/metrics.json")
     assert study.left() == []
@@ -130,7 +130,7 @@ def test_a_job_that_fails_does_not_hold_up_the_others(finished: Study, tmp_path:
     )
     study.edit(lambda raw: raw["variants"]["hqq-int4"].update(group_size=32))
     again = [f"{stage}@hqq-int4" for stage in ("agree", "quantize", "score", "transcribe")]
-    assert study.ran("repro") == sorted(["compare", "plot", *again])
+    assert study.ran("repro") == sorted(["compare", "plot", "report", *again])
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_when_jobs_are_killed_nothing_goes_on(edited: Study) -> None:
         process.kill()
         assert psutil.wait_procs(children, timeout=5)[1] == []
     edited.did("python", "-m", "pipeline.core.jobs", "2")
-    assert edited.ran("repro") == ["compare", "plot"]
+    assert edited.ran("repro") == ["compare", "plot", "report"]
     assert edited.left() == []
 
 
@@ -171,5 +171,5 @@ def test_an_interruption_ends_all_jobs_with_one_line(number: signal.Signals, edi
     assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     if number == signal.SIGINT:  # SIGTERM ends them in the same way
         edited.did("python", "-m", "pipeline.core.jobs", "2")
-        assert edited.ran("repro") == ["compare", "plot"]
+        assert edited.ran("repro") == ["compare", "plot", "report"]
         assert edited.left() == []
