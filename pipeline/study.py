@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 from packaging.utils import canonicalize_name
 
-from pipeline import compare, score
+from pipeline import compare, plot, score
 from pipeline.core import files, outside, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
@@ -156,7 +156,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m pipeline.study", description=(__doc__ or "").splitlines()[0])
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
-    chosen.add_argument("--page", metavar="FOLDER", type=Path, help="only write FOLDER/README.md again from its files")
+    again = "only make FOLDER's page and figures again from its files"
+    chosen.add_argument("--page", metavar="FOLDER", type=Path, help=again)
     chosen.add_argument("--index", action="store_true", help="only write studies/README.md again: all studies' claims")
     chosen.add_argument("--answer", metavar="FOLDER", type=Path, help="print what it tells to ship, and why")
     chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print its variants as a table for a README")
@@ -165,6 +166,7 @@ if __name__ == "__main__":
     with stage.guarded("study"):
         if arguments.page:
             files.write_text(arguments.page / "README.md", page.text(arguments.page, arguments.page.resolve().name))
+            plot.draw(arguments.page)
         elif arguments.index:
             write_index()
         elif arguments.answer:

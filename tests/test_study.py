@@ -286,6 +286,7 @@ def test_commands(project: Study) -> None:
     readme.unlink()
     assert project.did(*command, "--page", "studies/base/") == ""
     assert readme.read_text() == text
+    assert Path("studies/base/figures/wer.svg").read_text().startswith("<svg")  # it was no picture
     assert project.did(*command, "--headline", "studies/base") == page.headline(Path("studies/base")) + "\n"
     failed = project.run(*command, "--page", "studies/other")
     assert (failed.returncode, failed.stdout) == (
