@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.core import params, stage
 from pipeline.core.errors import UserError, naming
 from pipeline.results import page, review, tables
-from pipeline.results.review import Limits, Results
+from pipeline.results.review import Results
 
 HEAD = 2  # lines of a Markdown table that has no rows
 LABEL = "recommended"
@@ -29,7 +29,7 @@ def main(name: str) -> int:
     graphs = [show(base, "dvc.yaml"), Path("dvc.yaml").read_text(encoding="utf-8")]
     guarded = {params.BASELINE: "the baseline"} | recommended(graphs[0]) | recommended(graphs[1])
     before, after = committed(base), Results(tables.read(tables.RESULTS), tables.read_errors(tables.ERRORS))
-    limits = Limits(settings.review.tolerance, settings.review.kl_factor)
+    limits = stricter(settings.review, show(base, "params.yaml"))
     found = list(review.changes(before, after, settings.scoring.resamples, settings.scoring.seed))
     gone = review.vanished(before, after)
     refused = review.refusals(found, gone, guarded, limits)
@@ -85,6 +85,14 @@ def recommended(text: str) -> dict[str, str]:
 
     artifacts: dict[str, Any] = YAML(typ="safe").load(text).get("artifacts") or {}
     return {Path(of["path"]).name: name for name, of in artifacts.items() if LABEL in (of.get("labels") or [])}
+
+
+def stricter(ours: params.Review, text: str) -> params.Review:
+    """Return the stricter of our limits and those of another params.yaml: a change cannot relax its own gate."""
+    from ruamel.yaml import YAML
+
+    theirs: dict[str, float] = YAML(typ="safe").load(text).get("review") or {}
+    return params.Review(**{key: min(value, theirs.get(key, value)) for key, value in vars(ours).items()})
 
 
 def behind() -> str:

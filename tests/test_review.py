@@ -81,7 +81,12 @@ def reviewed(project: Study, change: Callable[[Path], Any]) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_a_recommended_variant_that_got_worse_does_not_land(project: Study) -> None:
-    status, said = reviewed(project, lambda root: write(root, worse=1))
+    def spoil(root: Path) -> None:
+        write(root, worse=1)
+        own = root / "params.yaml"
+        own.write_text(own.read_text().replace("tolerance: 0.3", "tolerance: 30"))  # its own gate cannot be relaxed
+
+    status, said = reviewed(project, spoil)
     assert status == 1
     assert (
         "- **Refused**: the loss of mixed-50 (small) on test-clean has grown by +10.00 [+10.00, +10.00] points" in said

@@ -6,21 +6,13 @@ from math import isnan, nan
 
 import pandas as pd
 
-from pipeline.core.params import BASELINE
+from pipeline.core.params import BASELINE, Review
 from pipeline.results.tables import Row
 from pipeline.results.text import change, verdict
 from pipeline.scoring import statistics
 
 PLACE = ("machine", "instructions", "device")
 """Where these differ, kernels may round otherwise: then a change need not be the code's."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How far what people ship may surely move."""
-
-    tolerance: float  # points that its loss may grow by
-    kl_factor: float  # times that its KL divergence may grow by
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ def vanished(before: Results, after: Results) -> list[tuple[str, str]]:
 
 
 def refusals(
-    found: Sequence[Change], gone: Sequence[tuple[str, str]], guarded: Mapping[str, str], limits: Limits
+    found: Sequence[Change], gone: Sequence[tuple[str, str]], guarded: Mapping[str, str], limits: Review
 ) -> list[str]:
     """Return why a change must not land, in sentences: what it does to the variants that are guarded, told by name.
 
@@ -127,7 +119,7 @@ def refusals(
     return worse + farther + lost
 
 
-def doubts(found: Sequence[Change], guarded: Mapping[str, str], limits: Limits) -> list[str]:
+def doubts(found: Sequence[Change], guarded: Mapping[str, str], limits: Review) -> list[str]:
     """Return what cannot be told of guarded variants, in sentences: this speech would not show it."""
     ours = [one for one in found if one.variant in guarded and not one.quiet]
     wide = [

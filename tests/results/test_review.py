@@ -3,12 +3,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.core.params import Review
 from pipeline.results import review
-from pipeline.results.review import Limits, Results
+from pipeline.results.review import Results
 from tests.made import FP32, frame, line
 
 SPLITS = ("dev", "test")
-LIMITS = Limits(0.3, 2.0)
+LIMITS = Review(0.3, 2.0)
 SPEAKERS = [f"s{n % 12:02}" for n in range(60)]
 
 
