@@ -269,7 +269,7 @@ def state(made: Study) -> dict[str, str]:
 
     In DVC's cache there may be more objects after a kill, but whole ones only.
     """
-    timed = ("reports/timings", "dvc.lock", "reports/results.csv")
+    timed = ("reports/timings", "dvc.lock", "reports/results.csv", "reports/figures", "reports/index.html")
     paths = (path.relative_to(made.root).as_posix() for path in made.root.rglob("*") if path.is_file())
     kept = (path for path in paths if not path.startswith((".git/", ".dvc/", *timed)) and ".pieces/" not in path)
     cache = made.root / ".dvc/cache/files/md5"

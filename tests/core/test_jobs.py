@@ -77,7 +77,7 @@ def test_lines_are_what_a_terminal_shows_in_the_end() -> None:
 
 def results(study: Study) -> dict[str, Any]:
     """Return dvc.lock and the files in it, without what holds timings."""
-    timed = ("reports/timings", "reports/results.csv")
+    timed = ("reports/timings", "reports/results.csv", "reports/figures", "reports/index.html")
     stages = YAML(typ="safe").load(study.root / "dvc.lock")["stages"]
     for entry in stages.values():
         for kind in ("deps", "outs"):

@@ -229,7 +229,7 @@ def test_the_first_mistake_is_one_sentence(changes: dict[str, Any], sentence: st
     keys = (
         "activations, backend, bits, budget, budget_mb, calibration, conv, corpora, corpus, decoder, decoding, device, "
         "double_quant, embedding, encoder, exclude, format, granularity, group_size, include, kernels, latency, "
-        "layers, model, models, rest, scoring, symmetric, variants"
+        "layers, model, models, report, rest, review, scoring, symmetric, variants"
     )
     decoding = "batch_size, language, max_new_tokens, seed, suppress_non_speech, task"
     assert str(error.value) == sentence.replace("KEYS", keys).replace("DECODING", decoding)
