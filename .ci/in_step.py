@@ -6,7 +6,6 @@ Usage: python .ci/in_step.py lock|metrics
 import csv
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ def metrics() -> str | None:
     thousandth: what `mixed` has learned differs in its last digits, and so do the codes it packs.
     """
     made = json.loads(Path("reports/metrics.json").read_text())
-    committed = json.loads(_committed("reports/metrics.json"))
-    same = _machine(Path("reports/results.csv").read_text()) == _machine(_committed("reports/results.csv"))
+    committed = json.loads(review.show("HEAD", "reports/metrics.json"))
+    same = _machine(Path("reports/results.csv").read_text()) == _machine(review.show("HEAD", "reports/results.csv"))
     if not same:
         print(
             "metrics: the committed ones were made on another processor, so quantized variants' rates are not compared"
@@ -43,10 +42,6 @@ def metrics() -> str | None:
             if old != new and (strict or None in (old, new) or (size and not math.isclose(old, new, rel_tol=1e-3))):
                 return f"{name}: {key} is {old} in the commit and {new} in this run; run 'make run' and commit it"
     return None
-
-
-def _committed(path: str) -> str:
-    return subprocess.run(["git", "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout  # noqa: S607  # git is wherever the PATH says
 
 
 def _machine(table: str) -> set[tuple[str, str]]:

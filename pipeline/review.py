@@ -6,13 +6,12 @@ code and parameters.
 
 import argparse
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import params, stage
+from pipeline.core import commands, params, stage
 from pipeline.core.errors import UserError, naming
 from pipeline.results import page, review, tables
 from pipeline.results.review import Results
@@ -56,7 +55,7 @@ def main(name: str) -> int:
 
 def ancestor(name: str) -> str:
     """Return the commit that a branch has left another one at: what has landed there since is not its doing."""
-    done = git("merge-base", name, "HEAD")
+    done = commands.git("merge-base", name, "HEAD")
     return done.stdout.strip() if done.returncode == 0 else name  # which `show` refuses, with git's reason
 
 
@@ -72,7 +71,7 @@ def committed(base: str) -> Results:
 
 def show(base: str, path: str) -> str:
     """Return a file of a commit; raise UserError where it is not there."""
-    done = git("show", f"{base}:./{path}")
+    done = commands.git("show", f"{base}:./{path}")
     if done.returncode:
         reason = " ".join(done.stderr.split())
         raise UserError(f"{path} of {base!r} cannot be read ({reason}); name a commit that has it, such as main")
@@ -97,7 +96,7 @@ def stricter(ours: params.Review, text: str) -> params.Review:
 
 def behind() -> str:
     """Return which stages would run although no data is missing; "" where dvc.lock is in step."""
-    done = dvc("repro", "--dry", "--allow-missing")
+    done = commands.dvc("repro", "--dry", "--allow-missing")
     late = re.findall("^Running stage '(.+)':", done.stdout, re.MULTILINE)
     late += re.findall("failed to reproduce '(.+?)'", done.stderr)  # a stage that would run, and lacks its data
     if late:
@@ -107,21 +106,11 @@ def behind() -> str:
 
 def difference(what: str, base: str) -> str:
     """Return what DVC says of changed metrics or parameters, as a Markdown table; "" where there are none."""
-    done = dvc(what, "diff", base, "--md")
+    done = commands.dvc(what, "diff", base, "--md")
     if done.returncode:
         return " ".join(done.stderr.split())
     table = done.stdout.strip()
     return table if len(table.splitlines()) > HEAD else ""
-
-
-def git(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run git."""
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # noqa: S607  # git is wherever the PATH says
-
-
-def dvc(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run DVC."""
-    return subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import json
 import platform
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import pandas as pd
 from packaging.utils import canonicalize_name
 
 from pipeline import compare, plot, score
-from pipeline.core import files, outside, params, stage
+from pipeline.core import commands, files, outside, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
 from pipeline.results import page, tables
@@ -113,9 +111,7 @@ def check_up_to_date() -> bool:
 
     PROTOCOLS may be behind: returns whether they are.
     """
-    status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False
-    )
+    status = commands.dvc("status", "--json")
     if status.returncode:
         raise UserError(f"'dvc status' fails: {' '.join(status.stderr.split())}")
     behind = list(json.loads(status.stdout))
@@ -145,7 +141,7 @@ def environment(results: pd.DataFrame) -> dict[str, Any]:
 
 def git(*arguments: str) -> str:
     """Return what git says; raise UserError where it refuses."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S607  # git is wherever the PATH says
+    done = commands.git(*arguments)
     if done.returncode:
         reason = " ".join(done.stderr.split())
         raise UserError(f"a study names the commit of its code, but 'git {arguments[0]}' fails: {reason}")

@@ -111,6 +111,12 @@ class Study:
         """List what unfinished writes and stages have left behind."""
         return [path for kind in ("partial", "pieces") for path in self.root.rglob(f".*.{kind}")]
 
+    def begin(self) -> None:
+        """Begin a history on branch main."""
+        self.did("git", "init", "--quiet", "--initial-branch", "main")
+        self.did("git", "config", "user.name", "A Tester")
+        self.did("git", "config", "user.email", "tester@example.org")
+
     def commit(self, message: str) -> None:
         """Commit everything that git does not ignore."""
         self.did("git", "add", "--all")
@@ -147,9 +153,7 @@ def make(folder: Path) -> Study:
         raw["scoring"]["resamples"] = 1000
 
     study.edit(shrink)
-    study.did("git", "init", "--quiet")
-    study.did("git", "config", "user.name", "A Tester")
-    study.did("git", "config", "user.email", "tester@example.org")
+    study.begin()
     study.commit("Begin")
     return study
 

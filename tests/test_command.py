@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.command import app
+from pipeline import export
+from pipeline.command import Target, app
 from tests import made
 from tests.conftest import ROOT, Project
 from tests.made import FP32, line
@@ -128,6 +129,10 @@ def test_compare_shows_the_greatest_losses_first(tmp_project: Project) -> None:
         "2 utterances read otherwise: 1 regressed, 1 improved",
     ]
     assert ask("compare", "fp32", "hqq-int5").output.startswith("compare: unknown variant 'hqq-int5' (did you mean")
+
+
+def test_every_target_of_export_can_be_named() -> None:
+    assert {*Target} == {*export.TARGETS}
 
 
 def test_the_installed_command_reads_a_study_of_this_project() -> None:

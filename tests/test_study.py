@@ -95,9 +95,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Study:
             calibration=raw["calibration"] | {"corpus": "subset", "split": "dev-clean"},
         )
     )
-    made.did("git", "init", "--quiet")
-    made.did("git", "config", "user.name", "A Tester")
-    made.did("git", "config", "user.email", "tester@example.org")
+    made.begin()
     made.did("dvc", "init", "--quiet")
     made.did("dvc", "repro", "--quiet")
     made.commit("Run")

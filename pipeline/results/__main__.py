@@ -4,14 +4,13 @@ Where nothing is said, inserted words per minute of audio stand in the place of 
 """
 
 import io
-import subprocess
 from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.core import stage
+from pipeline.core import commands, stage
 from pipeline.results.tables import FIGURES, INDEX, MEASURES, RESULTS, Row, by_split, read
 from pipeline.results.text import caution, extent, interval, number, verdict
 
@@ -73,10 +72,12 @@ def processors(results: pd.DataFrame) -> list[str]:
 def committed() -> pd.DataFrame | None:
     """Return the results of the last commit; None where there is no git, no commit or no such file in it."""
     try:
-        done = subprocess.run(["git", "show", f"HEAD:./{RESULTS}"], capture_output=True, text=True, check=True)  # noqa: S607  # git is wherever the PATH says
+        done = commands.git("show", f"HEAD:./{RESULTS}")
+        if done.returncode:
+            return None
         found = pd.read_csv(io.StringIO(done.stdout), dtype=str, keep_default_na=False)
         return found.assign(instructions=found.get("instructions", "")) if "machine" in found else None
-    except (OSError, subprocess.CalledProcessError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

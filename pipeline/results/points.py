@@ -49,7 +49,6 @@ def points(results: pd.DataFrame) -> pd.DataFrame:
                 "variant": row.variant,
                 "backend": row.backend,
                 "size": row.size_mb,
-                "rate": row.rate,
                 "shown": min(row.rate, top),
                 "beyond": beyond,
                 "low": base.rate + max(interval[0], -base.rate),
