@@ -1,23 +1,20 @@
-"""Choose, look into and export quantized variants of Whisper.
+"""Choose, look into, use and export quantized variants of Whisper.
 
 Reads what 'dvc repro' has found (reports/) or, with --study, a study that was kept. Exit status: 0 done; 1 refused, or
 nothing fits; 2 a command that cannot be read.
 """
 
+import sys
 from enum import StrEnum
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.core import params, stage
-from pipeline.core.errors import UserError, suggestion
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from pipeline.results.tables import Row
+import whisper_ptq
+from pipeline.core import stage
+from pipeline.core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -30,6 +27,15 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class Form(StrEnum):
+    """What `transcribe` writes."""
+
+    TEXT = "text"
+    JSON = "json"
+    SRT = "srt"
+    VTT = "vtt"
 
 
 class Target(StrEnum):
@@ -51,7 +57,7 @@ def list_variants(study: Study = None) -> None:
         from pipeline.results import decision
         from pipeline.results.text import known
 
-        lines = read(study)
+        lines = whisper_ptq.results(study)
         least = decision.margins(lines)
         table = Table(box=None, pad_edge=False)
         for head in ("variant", "MB", "loses less than", "KL", "of fp32's time"):
@@ -79,33 +85,8 @@ def recommend(
     with stage.guarded("recommend"):
         from pipeline.results import decision
 
-        lines = on_device(read(study), device)
-        if fastest and device and (ran := next(iter(lines.device))) != device:
-            raise UserError(
-                f"times were measured on {ran}, and say nothing of {device}: leave out --fastest or --device"
-            )
-        goal: decision.Goal = "fastest" if fastest else "smallest" if max_loss < inf else "nearest"
-        found = decision.recommend(lines, goal, max_mb, max_loss)
-        if found is None:
-            bounds = [f"{max_mb:g} MB"] * (max_mb < inf) + [f"a loss below {max_loss:g}"] * (max_loss < inf)
-            others = [
-                decision.recommend(lines, "smallest", max_loss=max_loss),
-                decision.recommend(lines, "nearest", max_mb=max_mb),
-            ]
-            near = dict.fromkeys(reason(lines, row) for row in others if row is not None)
-            raise UserError(f"nothing fits {' and '.join(bounds)}; other choices: {', or '.join(near) or 'none'}")
-        print(reason(lines, found))
-
-
-def reason(lines: "DataFrame", row: "Row") -> str:
-    """Return a variant with its size, and the verdicts that speak for it."""
-    from pipeline.results import decision
-    from pipeline.results.text import verdict
-
-    own = lines[lines.variant == row.variant].itertuples()
-    told = "; ".join(f"{each.split}: {verdict(each)}" for each in own)
-    kl = decision.kl(lines, row.variant)
-    return f"{row.variant}, {row.size_mb:.1f} MB ({told}{f'; KL {kl:.4f} nats a token' if kl < inf else ''})"
+        found = whisper_ptq.recommend(max_mb, max_loss, fastest, device.value if device else None, study)
+        print(decision.reason(whisper_ptq.results(study), found))
 
 
 @app.command()
@@ -119,14 +100,7 @@ def compare(
         from rich.console import Console
         from rich.text import Text
 
-        from pipeline.compare import SCORES
-        from pipeline.compare import read as scored
-        from pipeline.results import changes
-
-        settings = params.read()
-        for name in (before, after):
-            settings.variant(name)
-        found = changes.changed(*(scored(SCORES / f"{name}.json", "score") for name in (before, after)))
+        found = whisper_ptq.compare(before, after)
         console = Console(highlight=False, soft_wrap=True)
         for change in found[:most]:
             errors = f"{change.errors_before} -> {change.errors} errors"
@@ -144,6 +118,53 @@ def compare(
 
 
 @app.command()
+def transcribe(
+    recordings: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Any format, rate and length; of a film, its first track.")
+    ],
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="A key of `variants` in params.yaml, or `candidate`.", show_default="what dvc.yaml recommends"
+        ),
+    ] = None,
+    language: Annotated[str, typer.Option(help="Its code, such as de; auto: the model detects it.")] = "auto",
+    form: Annotated[Form, typer.Option("--format", help="Subtitles are srt and vtt.")] = Form.TEXT,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a file each there, in place of the terminal.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write anew what is there already.")] = False,
+) -> None:
+    """Write down what is said in recordings, with its times. A rerun goes on where one ended."""
+    with stage.guarded("transcribe"):
+        from pipeline import recordings as own
+        from pipeline.core import files
+
+        variant = variant or own.shipped()
+        targets = own.outputs(recordings, output, form.value) if output else {}
+        if not output and form in (Form.SRT, Form.VTT) and len(recordings) > 1:
+            raise UserError(f"subtitles of {len(recordings)} recordings need files of their own: add --output FOLDER")
+        for path in [path for path, target in targets.items() if target.exists() and not force]:
+            print(f"{targets[path]} is there already; --force writes it anew")
+            recordings.remove(path)
+        if not recordings:
+            return
+        failed = 0
+        for path, heard in zip(recordings, own.transcribe(recordings, variant, language), strict=True):
+            if isinstance(heard, UserError):
+                print(f"transcribe: {heard}", file=sys.stderr)
+                failed += 1
+            elif output:
+                files.write_text(targets[path], own.FORMATS[form](heard))
+                print(f"{targets[path]}: {len(heard.segments)} segments of {heard.duration:.0f} s")
+            else:
+                title = f"{path}\n" if form == Form.TEXT and len(recordings) > 1 else ""
+                print(title + own.FORMATS[form](heard), end="", flush=True)
+        if failed:
+            raise UserError(f"{failed} of {len(recordings)} recordings could not be read")
+
+
+@app.command()
 def export(
     variant: Variant,
     folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
@@ -151,40 +172,16 @@ def export(
 ) -> None:
     """Write a variant as a folder that its runtime opens without this project, with a model card."""
     with stage.guarded("export"):
-        from pipeline import export as exporting
-
-        exporting.main(variant, to.value, folder)
+        whisper_ptq.export(variant, folder, to.value)
 
 
 @app.command()
 def review(base: Annotated[str, typer.Argument(metavar="BASE", help="A commit.")] = "main") -> None:
     """Say in Markdown what a change did to accuracy and size, and whether it may land (1: it may not)."""
     with stage.guarded("review"):
-        from pipeline import review as reviewing
-
-        raise typer.Exit(reviewing.main(base))
-
-
-def read(study: str | None) -> "DataFrame":
-    """Return results.csv of the last run, or of a study; raise UserError where there is none."""
-    from pipeline.results import tables
-    from pipeline.study import STUDIES
-
-    if study is None:
-        return tables.read(tables.RESULTS)
-    folder = STUDIES / study
-    if not folder.is_dir():
-        known = [path.parent.name for path in STUDIES.glob("*/results.csv")]
-        raise UserError(f"there is no study {study!r}{suggestion(study, known)}")
-    return tables.read(folder / tables.RESULTS.name)
-
-
-def on_device(lines: "DataFrame", device: Device | None) -> "DataFrame":
-    """Return the lines of variants whose library runs on a kind of device."""
-    from pipeline import backends
-
-    able = {name for name in {*lines.backend} if device is None or device in backends.get(name).DEVICES}
-    return lines[lines.backend.isin(able)]
+        told, passes = whisper_ptq.review(base)
+        print(told, end="")
+        raise typer.Exit(int(not passes))
 
 
 if __name__ == "__main__":

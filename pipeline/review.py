@@ -23,6 +23,13 @@ LABEL = "recommended"
 
 def main(name: str) -> int:
     """Print the review against a commit; return the exit status."""
+    told, passes = report(name)
+    print(told, end="")
+    return int(not passes)
+
+
+def report(name: str) -> tuple[str, bool]:
+    """Return the review against a commit, and whether the change may land."""
     settings = params.read()
     base = ancestor(name)
     graphs = [show(base, "dvc.yaml"), Path("dvc.yaml").read_text(encoding="utf-8")]
@@ -49,8 +56,7 @@ def main(name: str) -> int:
         "quiet": len(found) - len(loud),
         "tables_of": {"Metrics": difference("metrics", base), "Parameters": difference("params", base)},
     }
-    print(page.render("review.md.j2", **told), end="")
-    return int(bool(refused or late))
+    return page.render("review.md.j2", **told), not (refused or late)
 
 
 def ancestor(name: str) -> str:

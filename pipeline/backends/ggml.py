@@ -226,6 +226,7 @@ class Engine:
         Raises UserError where the model's logits are not numbers.
         """
         import numpy as np
+        import torch
 
         barred = np.zeros(self.config.vocab_size, np.float32)
         barred[vocabulary.suppressed] = -np.inf
@@ -242,6 +243,8 @@ class Engine:
             read = 0
             while len(row) < most:
                 scores = self._next(tokens, read) + (barred if row else barred_first)
+                if vocabulary.timestamps:
+                    vocabulary.timestamps.bar(torch.from_numpy(scores[None]), [row])
                 best = int(scores.argmax())
                 if not np.isfinite(scores[best]):
                     why = "the weights are broken, or every token is suppressed"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.core.params import BASELINE, CANDIDATE
 from pipeline.results.tables import Row
+from pipeline.results.text import verdict
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -131,3 +132,11 @@ def _safe(lines: "DataFrame") -> list[Row]:
 
 def _fp32(lines: "DataFrame") -> Row:
     return next(lines[lines.variant == BASELINE].itertuples())
+
+
+def reason(lines: "DataFrame", row: Row) -> str:
+    """Return a variant with its size, and the verdicts that speak for it."""
+    own = lines[lines.variant == row.variant].itertuples()
+    told = "; ".join(f"{each.split}: {verdict(each)}" for each in own)
+    nats = kl(lines, row.variant)
+    return f"{row.variant}, {row.size_mb:.1f} MB ({told}{f'; KL {nats:.4f} nats a token' if nats < inf else ''})"

@@ -69,13 +69,18 @@ def check(name: str, data: bytes) -> Audio:
             if (file.format, file.subtype, resampled, mixed_down) == ("FLAC", "PCM_16", False, False):
                 flac, samples = data, sum(map(len, blocks))
             else:
-                flac, samples = _encode(map(_rounded, _converted(name, blocks, file.samplerate)))
+                flac, samples = converted(name, blocks, file.samplerate)
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip(" .")
         raise UserError(f"{name}: the audio cannot be decoded, it is damaged or cut short ({reason})") from None
     if not samples:
         raise UserError(f"{name}: the audio holds no samples")
     return Audio(flac, samples, resampled, mixed_down)
+
+
+def converted(name: str, blocks: "Iterable[NDArray[np.float32]]", rate: int) -> tuple[bytes, int]:
+    """Return blocks of samples, full scale 1 and a column a channel, as `check` does: FLAC, and its samples."""
+    return _encode(map(_rounded, _converted(name, blocks, rate)))
 
 
 def _check_header(name: str, file: Any) -> None:

@@ -16,6 +16,7 @@ from pipeline.core import languages
 from pipeline.core.errors import UserError
 from pipeline.speech.corpus import Sound, Utterance
 from pipeline.whisper.inference import mel
+from pipeline.whisper.inference.timestamps import Timestamps
 from pipeline.whisper.model.network import Cache, Config, Whisper
 
 if TYPE_CHECKING:
@@ -45,9 +46,13 @@ class Vocabulary:
     """Special tokens and timestamps, which are never part of the text."""
     languages: Mapping[int, str] = field(default_factory=dict)
     """Token and code of each language to choose from; empty where the language is told."""
+    timestamps: Timestamps | None = None
+    """Where text is written with them."""
 
     @classmethod
-    def read(cls, folder: Path, language: str, task: str, suppress_non_speech: bool = True) -> "Vocabulary":
+    def read(
+        cls, folder: Path, language: str, task: str, suppress_non_speech: bool = True, timestamps: bool = False
+    ) -> "Vocabulary":
         """Read tokenizer.json and generation_config.json of a checkpoint that `fetch` has written.
 
         The latter lists what Whisper suppresses: special tokens, always, and tokens that are no speech, such as "(" or
@@ -77,13 +82,18 @@ class Vocabulary:
             if place is None:
                 raise UserError(f"{folder}/tokenizer.json lacks the token {token!r}; it is not Whisper's")
             ids.append(place)
-        *prompted, end = ids
+        *prompted, silent, end = ids
+        timed = Timestamps(silent, end) if timestamps else None
         added = tokenizer.get_added_tokens_decoder()
         control = {place for place, token in added.items() if token.special or _TIMESTAMP.fullmatch(token.content)}
         suppressed = [token for token in config["suppress_tokens"] if suppress_non_speech or token in control]
         detected = known if language == languages.AUTO else {}
+        if timed:
+            control |= {*timed.tokens}
+        else:
+            prompted.append(silent)
         first = config["begin_suppress_tokens"]
-        return cls(tokenizer, prompted, end, suppressed, first, frozenset(control), detected)
+        return cls(tokenizer, prompted, end, suppressed, first, frozenset(control), detected, timed)
 
     def text(self, tokens: Iterable[int]) -> str:
         """Turn tokens into text, without the special ones."""
@@ -180,7 +190,7 @@ def transcribe(
         parts = [sounds[n].read(*span) for n, span in together]
         told = [language for n, _ in together if (language := heard[n].language) is not None]
         names = [f"utterance {batch[n].id!r}" for n, _ in together]
-        spoken, rows = _hear(model, parts, vocabulary, max_new_tokens, names, told)
+        spoken, rows = hear(model, parts, vocabulary, max_new_tokens, names, told)
         for (n, _), row, language in itertools.zip_longest(together, rows, spoken):
             heard[n].windows.append(row)
             heard[n].language = language
@@ -191,10 +201,10 @@ def transcribe(
 def warm_up(model: Whisper | Engine, utterance: Utterance, vocabulary: Vocabulary) -> None:
     """Begin to transcribe the first window. Raises UserError where the model's logits are not numbers."""
     names = [f"utterance {utterance.id!r}"]
-    _hear(model, [next(sounds(model, utterance))], vocabulary, _WARM, names)
+    hear(model, [next(sounds(model, utterance))], vocabulary, _WARM, names)
 
 
-def _hear(
+def hear(
     model: Whisper | Engine,
     windows: Sequence[mel.Samples],
     vocabulary: Vocabulary,
@@ -299,6 +309,8 @@ def go_on(
     barred_now = barred + _barrier(model, vocabulary.suppressed_first) if first else barred
     for _ in range(limit):
         scores = model.next_logits(tokens, caches) + barred_now
+        if vocabulary.timestamps:
+            vocabulary.timestamps.bar(scores, [results[row] for row in rows])
         best = scores.argmax(dim=1)  # of a NaN, if there is any
         finite = scores.gather(1, best[:, None]).isfinite().flatten().tolist()
         if not all(finite):
