@@ -22,6 +22,8 @@ def read(path: Path) -> Utterance:
 
     name = str(path)
     try:
+        if path.is_file() and not path.stat().st_size:
+            raise UserError(f"{name}: it is empty")
         # A playlist names other files and addresses: none is opened.
         with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
             if not container.streams.audio:

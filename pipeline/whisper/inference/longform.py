@@ -33,7 +33,7 @@ _SHORT = 10.0
 
 @dataclass(frozen=True)
 class Segment:
-    """What is said from `start` to `end`, in seconds."""
+    """What is said from `start` to `end`, in seconds, to the millisecond."""
 
     start: float
     end: float
@@ -130,7 +130,10 @@ def transcribe(
             else:
                 heard = window.seconds
             at = window.start / mel.SAMPLE_RATE
-            found += [Segment(at + start, at + end, vocabulary.text(tokens).strip()) for start, end, tokens in pieces]
+            found += [
+                Segment(round(at + start, 3), round(at + end, 3), vocabulary.text(tokens).strip())
+                for start, end, tokens in pieces
+            ]
             progress(heard)
     segments = sorted((segment for segment in found if segment.text), key=lambda segment: segment.start)
     detected = vocabulary.languages[spoken[0]] if spoken else language
