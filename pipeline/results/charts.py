@@ -1,7 +1,7 @@
 """Charts as Vega-Lite specifications, by Altair: the page draws them in a browser, `plot` writes them as SVG.
 
 What they draw is computed in `points`. The page sets two parameters: `picked`, a variant that stands out, and `names`,
-which are left out where there is no room for them.
+which are left out where there is no room for them. `plots` makes templates for DVC of the same marks.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,11 @@ KINDS = [f"{of} {layer}" for of in ("self", "cross") for layer in ("q", "k", "v"
 PICKED = "datum.variant === picked"
 _NOTHING = pd.DataFrame([{}])  # data of a line or a word that stands alone
 _BARE: dict[str, Any] = {"ticks": False, "domain": False}  # an axis of words
-_TENS = [10.0**power for power in range(-6, 3)]
+LOG: dict[str, Any] = {
+    "scale": alt.Scale(type="log"),
+    "axis": alt.Axis(values=[10.0**power for power in range(-6, 3)], format="~g"),
+}
+"""Scale and axis of a quantity that is read in powers of ten."""
 
 Chart = alt.VConcatChart | alt.HConcatChart
 Panel = alt.LayerChart | alt.FacetChart
@@ -96,7 +100,7 @@ def _stacked(results: pd.DataFrame, panel: Callable[[pd.DataFrame], Panel]) -> C
     panels = []
     for _, rows in results.groupby("split", sort=False):
         panels.append(panel(rows).properties(width=WIDTH, height=HEIGHT, title=_title(baseline(rows))))
-    return _finished(alt.vconcat(*panels, spacing=28))
+    return finished(alt.vconcat(*panels, spacing=28))
 
 
 def _scatter(rows: pd.DataFrame, x: str, title: str, right: float, mark: float, name: str) -> Panel:
@@ -106,19 +110,14 @@ def _scatter(rows: pd.DataFrame, x: str, title: str, right: float, mark: float, 
     found = named(found.assign(x=found[x])[found[x] <= right], base.rate, right, top, WIDTH, HEIGHT)
     across = alt.X("x:Q", title=title, scale=alt.Scale(domain=[0, right], nice=False))
     up = alt.Y("shown:Q", title=MEASURES[base.measure].title, scale=alt.Scale(domain=[0, top], nice=False))
-    color, shape, at, here = _color(rows), _shape(rows), alt.X(datum=mark), alt.Chart(found)
-    inside, beyond = here.transform_filter("!datum.beyond"), here.transform_filter("datum.beyond")
-    size = alt.when(PICKED).then(alt.value(160)).otherwise(alt.value(60))
+    color, at, here = _color(rows), alt.X(datum=mark), alt.Chart(found)
     seen = alt.when("names").then(alt.value(1)).otherwise(alt.value(0))
-    faint = alt.when(PICKED).then(alt.value(1)).otherwise(alt.value(0.4))
     return alt.layer(
         _rule(4).encode(alt.Y(datum=base.rate)),
         _word(f"fp32, {base.size_mb:.0f} MB", align="right", dy=-6).encode(alt.X(datum=right), alt.Y(datum=base.rate)),
         _rule(2).encode(at),
         _word(name, baseline="bottom", dy=-2).encode(at, alt.Y(datum=top)),
-        here.mark_rule().encode(across, alt.Y("low:Q"), alt.Y2("high:Q"), color=color, opacity=faint),
-        beyond.mark_point(opacity=1).encode(across, up, color, shape, size=size, tooltip=_tips(base)),
-        inside.mark_point(filled=True, opacity=1).encode(across, up, color, shape, size=size, tooltip=_tips(base)),
+        *rates(here, across, up, color, _shape(rows), _tips(base)),
         here.transform_filter(f"datum.variant === '{CANDIDATE}'")
         .mark_point(shape="circle", size=200, color=INK)
         .encode(across, up),
@@ -129,6 +128,21 @@ def _scatter(rows: pd.DataFrame, x: str, title: str, right: float, mark: float, 
             alt.X("name_x:Q"), alt.Y("name_y:Q"), text="name:N", opacity=seen
         ),
     )
+
+
+def rates(here: alt.Chart, across: alt.X, up: alt.Y, color: alt.Color, shape: alt.Shape, tips: list[Any]) -> list[Any]:
+    """Return each variant's paired interval, from `low` to `high`, and its point: hollow where it is `beyond` the axis.
+
+    These columns of the chart's data, and `variant`, are what `points` says.
+    """
+    inside, beyond = here.transform_filter("!datum.beyond"), here.transform_filter("datum.beyond")
+    size = alt.when(PICKED).then(alt.value(160)).otherwise(alt.value(60))
+    faint = alt.when(PICKED).then(alt.value(1)).otherwise(alt.value(0.4))
+    return [
+        here.mark_rule().encode(across, alt.Y("low:Q"), alt.Y2("high:Q"), color=color, opacity=faint),
+        beyond.mark_point(opacity=1).encode(across, up, color, shape, size=size, tooltip=tips),
+        inside.mark_point(filled=True, opacity=1).encode(across, up, color, shape, size=size, tooltip=tips),
+    ]
 
 
 def differences(results: pd.DataFrame) -> Chart:
@@ -155,7 +169,7 @@ def differences(results: pd.DataFrame) -> Chart:
             .encode(alt.X("at:Q"), y, text="end:N"),
         )
         panels.append(bars.properties(width=WIDTH * 0.55, height={"step": 17}, title=_title(base)))
-    return _finished(alt.hconcat(*panels, spacing=16))
+    return finished(alt.hconcat(*panels, spacing=16))
 
 
 def ladder(results: pd.DataFrame) -> Chart:
@@ -166,15 +180,14 @@ def ladder(results: pd.DataFrame) -> Chart:
         found = found[found.bits < FLOATS]
         ends = alt.Scale(domain=[found.bits.min() - 0.5, found.bits.max() + 0.5], nice=False)
         x = alt.X("bits:Q", title="bits a quantized weight, scales included", scale=ends)
-        measure, tens = MEASURES[base.measure], alt.Axis(values=_TENS, format="~g")
+        measure = MEASURES[base.measure]
         steps = (
-            alt.Y("kl:Q", title="KL, nats a token", scale=alt.Scale(type="log"), axis=tens),
+            alt.Y("kl:Q", title="KL, nats a token", **LOG),
             alt.Y("flips:Q", title="tokens that flip, %", scale=alt.Scale(type="sqrt")),
             alt.Y("delta:Q", title=f"{measure.name} less fp32's, {measure.steps}"),
         )
-        size = alt.when(PICKED).then(alt.value(160)).otherwise(alt.value(50))
         dots = [
-            alt.Chart(part).mark_point(filled=not beyond, opacity=1).encode(x, _color(rows), _shape(rows), size=size)
+            dot(alt.Chart(part), x, _color(rows), _shape(rows), filled=not beyond)
             for beyond, part in found.groupby("beyond")
         ]
         tips = ["variant", "kl", "flips", *_tips(base)[1:]]
@@ -183,7 +196,14 @@ def ladder(results: pd.DataFrame) -> Chart:
             for y in (steps if found.kl.notna().any() else steps[-1:])  # earlier studies have neither KL nor flips
         ]
         columns.append(alt.vconcat(*panels, title=_title(base)))
-    return _finished(alt.hconcat(*columns))
+    return finished(alt.hconcat(*columns))
+
+
+def dot(here: alt.Chart, x: alt.X, color: alt.Color, shape: alt.Shape, filled: bool = True) -> alt.Chart:
+    """Return each variant's point of what its bits cost, to be put on an axis."""
+    size = alt.when(PICKED).then(alt.value(160)).otherwise(alt.value(50))
+    marked: alt.Chart = here.mark_point(filled=filled, opacity=1).encode(x, color, shape, size=size)
+    return marked
 
 
 def sensitivity(layers: pd.DataFrame) -> Chart:
@@ -207,7 +227,7 @@ def sensitivity(layers: pd.DataFrame) -> Chart:
         panels.append(grid.properties(width={"step": 32}, height={"step": 20}, title=str(part)))
     whole = ", ".join(map(_short, head.kl))
     title = f"KL to expect of each layer alone in 4 bits, 0.001 nats a token (the output head: {whole})"
-    return _finished(alt.hconcat(*panels, spacing=12, title=title))
+    return finished(alt.hconcat(*panels, spacing=12, title=title))
 
 
 def _short(value: float) -> str:
@@ -252,15 +272,16 @@ def _looks(rows: pd.DataFrame, which: int) -> dict[str, Any]:
     return {"scale": scale, "legend": alt.Legend(title=None, orient="top", columns=10)}
 
 
-def _finished(chart: Any) -> Chart:
-    """Add the parameters, and looks that all charts have."""
+def finished(chart: Any, names: dict[str, Any] | None = None, **looks: Any) -> Chart:
+    """Add the parameters, and looks that all charts have; what is given replaces some of them."""
     colors = dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor", "gridColor"), INK)
-    finished: Chart = (
-        chart.add_params(alt.param("picked", value=""), alt.param("names", value=True))
-        .configure(font=FONT, background="white", padding=8, aria=False)  # the page says it in words
+    common = {"font": FONT, "background": "white", "padding": 8, "aria": False}  # the page says it in words
+    styled: Chart = (
+        chart.add_params(alt.param("picked", value=""), alt.param("names", **(names or {"value": True})))
+        .configure(**common | looks)
         .configure_view(stroke=None)
         .configure_axis(**colors, gridOpacity=0.1, titleFontWeight="normal")
         .configure_legend(labelColor=INK, titleColor=INK)
         .configure_title(anchor="start", color=INK, fontSize=12)
     )
-    return finished
+    return styled
