@@ -1,5 +1,6 @@
 # make run   set up, run the study, print its table; JOBS=4 runs four variants at once
 # make study NAME=base  set up, keep what it found as studies/base/, to be committed and cited
+# make page  set up, make the page over all studies again, studies/index.html
 # make test  set up, run all tests
 # make review BASE=main  set up, say what this change did beside another commit, and whether it may land
 # make lint  set up, check format, style and types
@@ -10,7 +11,7 @@ BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: run study test review lint
+.PHONY: run study page test review lint
 
 run: .venv/.installed
 	python -m pipeline.backends --check
@@ -22,6 +23,9 @@ endif
 
 study: .venv/.installed
 	python -m pipeline.study "$(NAME)"
+
+page: .venv/.installed
+	@python -m pipeline.study --index
 
 test: .venv/.installed
 	python -m pytest

@@ -22,12 +22,13 @@ from pipeline import compare, plot, score
 from pipeline.core import commands, files, outside, params, stage
 from pipeline.core.errors import UserError
 from pipeline.core.params import BASELINE
-from pipeline.results import page, tables
+from pipeline.results import overview, page, tables
 from pipeline.results.findings import ENVIRONMENT
 from pipeline.results.tables import ENGINES, ERRORS, FIGURES, FORETOLD, INDEX, PROTOCOL, RESULTS, SENSITIVITY
 from pipeline.scoring import wer
 
 STUDIES = Path("studies")
+OVERVIEW = STUDIES / INDEX.name
 OPTIONAL = (PROTOCOL, ENGINES, SENSITIVITY, FORETOLD)  # tables that a study has where they were measured
 PROTOCOLS = ("transcribe_protocols", "score_protocols")
 """Stages that make PROTOCOL in two more passes of fp32: where they have not run, the study does without."""
@@ -62,7 +63,7 @@ def main(name: str) -> None:
         for file in (params.FILE, params.CATALOG, compare.METRICS, RESULTS, ERRORS, INDEX, *optional):
             shutil.copyfile(file, folder / file.name)
         shutil.copytree(FIGURES, folder / FIGURES.name, copy_function=shutil.copyfile)
-        files.write_text(folder / "utterances.txt", "".join(utterances + heard))
+        files.write_text(folder / overview.HEARD, "".join(utterances + heard))
         files.write_json(folder / ENVIRONMENT, described)
         files.write_text(folder / "README.md", page.text(folder, name))
     print(f"{STUDIES / name}: {len(settings.names)} variants on {len(utterances)} utterances")
@@ -70,9 +71,10 @@ def main(name: str) -> None:
 
 
 def write_index() -> None:
-    """Write studies/README.md: all studies, and what becomes of each claim."""
+    """Write studies/README.md, all studies and what becomes of each claim, and studies/index.html, all in charts."""
     folders = sorted(path.parent for path in STUDIES.glob(f"*/{ENVIRONMENT}"))
     files.write_text(STUDIES / "README.md", page.index(folders))
+    files.write_text(OVERVIEW, overview.text(folders))
 
 
 def check_engines(model: str, engines: pd.DataFrame) -> None:
@@ -154,7 +156,7 @@ if __name__ == "__main__":
     chosen.add_argument("name", nargs="?", help="keep the current results as studies/NAME/, in place of one so named")
     again = "only make FOLDER's page and figures again from its files"
     chosen.add_argument("--page", metavar="FOLDER", type=Path, help=again)
-    chosen.add_argument("--index", action="store_true", help="only write studies/README.md again: all studies' claims")
+    chosen.add_argument("--index", action="store_true", help="only write the pages over all studies again")
     chosen.add_argument("--answer", metavar="FOLDER", type=Path, help="print what it tells to ship, and why")
     chosen.add_argument("--headline", metavar="FOLDER", type=Path, help="print its variants as a table for a README")
     parser.add_argument("--variants", metavar="NAME", nargs="+", default=(), help="with --headline: these alone")
@@ -165,6 +167,7 @@ if __name__ == "__main__":
             plot.draw(arguments.page)
         elif arguments.index:
             write_index()
+            print(f"{OVERVIEW}: {OVERVIEW.stat().st_size / 1e6:.1f} MB, opens from disk")
         elif arguments.answer:
             print(page.answer(arguments.answer))
         elif arguments.headline:

@@ -4,7 +4,7 @@ What they draw is computed in `points`. The page sets two parameters: `picked`, 
 which are left out where there is no room for them. `plots` makes templates for DVC of the same marks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import floor, isnan, log10, sqrt
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.core.params import BASELINE, CANDIDATE
 from pipeline.results import decision
-from pipeline.results.points import SMALL, baseline, limit, named, pareto, points
+from pipeline.results.points import SMALL, across, baseline, fronts, limit, named, pareto, points
 from pipeline.results.tables import FLOATS, MEASURES, Row
 from pipeline.results.text import extent
 
@@ -52,6 +52,7 @@ LOG: dict[str, Any] = {
 
 Chart = alt.VConcatChart | alt.HConcatChart
 Panel = alt.LayerChart | alt.FacetChart
+Looks = Mapping[str, tuple[str, str]]  # a colour and a shape by name
 
 
 def drawn(results: pd.DataFrame, layers: pd.DataFrame | None) -> dict[str, Chart]:
@@ -143,6 +144,34 @@ def rates(here: alt.Chart, across: alt.X, up: alt.Y, color: alt.Color, shape: al
         beyond.mark_point(opacity=1).encode(across, up, color, shape, size=size, tooltip=tips),
         inside.mark_point(filled=True, opacity=1).encode(across, up, color, shape, size=size, tooltip=tips),
     ]
+
+
+def models(results: pd.DataFrame, looks: Looks) -> Chart:
+    """Return the chart of rate against size of several studies on the same speech, both from zero.
+
+    `results` are lines as `points.across` wants them, `looks` each model's colour and shape. A line is a model's
+    Pareto front, up to its fp32.
+    """
+    top, right = max(limit(rows) for _, rows in results.groupby("study")), 1.05 * results.size_mb.max()
+    found, base = across(results, top), baseline(results)
+    found = named(found.assign(x=found["size"]), 0, right, 1.04 * top, WIDTH, HEIGHT)
+    x = alt.X("x:Q", title="weights on disk, MB", scale=alt.Scale(domain=[0, right], nice=False))
+    title, scale = MEASURES[base.measure].title, alt.Scale(domain=[0, 1.04 * top], nice=False)
+    y, name_y = alt.Y("shown:Q", title=title, scale=scale), alt.Y("name_y:Q")
+    color, shape = alt.Color("model:N", **_scaled(looks, 0)), alt.Shape("model:N", **_scaled(looks, 1))
+    steps = alt.Chart(fronts(results, top)).mark_line(interpolate="step-after", strokeWidth=2, opacity=0.5)
+    size = alt.when(PICKED).then(alt.value(180)).otherwise(alt.value(60))
+    tips = ["variant", "model", "weights", MEASURES[base.measure].name, "against fp32", "verdict", "KL"]
+    dots = [
+        alt.Chart(part).mark_point(filled=not hollow, opacity=1).encode(x, y, color, shape, size=size, tooltip=tips)
+        for hollow, part in found.groupby("hollow")
+    ]
+    here = alt.Chart(found[found.name != ""])
+    lead = here.mark_rule(strokeWidth=0.6).encode(x, y, alt.X2("near:Q"), alt.Y2("name_y:Q"), color=color)
+    names = here.mark_text(align="left", fontSize=SMALL, color=INK).encode(alt.X("name_x:Q"), name_y, text="name:N")
+    front = steps.encode(alt.X("size_mb:Q"), alt.Y("rate:Q"), color, order=alt.Order("size_mb:Q"))
+    panel = alt.layer(front, *dots, lead, names).properties(width=WIDTH, height=HEIGHT, title=_title(base))
+    return _finished(alt.vconcat(panel))
 
 
 def differences(results: pd.DataFrame) -> Chart:
@@ -267,8 +296,11 @@ def _shape(rows: pd.DataFrame) -> alt.Shape:
 
 def _looks(rows: pd.DataFrame, which: int) -> dict[str, Any]:
     """Return scale and legend of the backends' colours, or their shapes."""
-    found = {backend: LOOKS.get(backend, OTHER)[which] for backend in dict.fromkeys(rows.backend)}
-    scale = alt.Scale(domain=[*found], range=[*found.values()])
+    return _scaled({backend: LOOKS.get(backend, OTHER) for backend in dict.fromkeys(rows.backend)}, which)
+
+
+def _scaled(looks: Looks, which: int) -> dict[str, Any]:
+    scale = alt.Scale(domain=[*looks], range=[look[which] for look in looks.values()])
     return {"scale": scale, "legend": alt.Legend(title=None, orient="top", columns=10)}
 
 

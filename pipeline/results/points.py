@@ -8,8 +8,9 @@ import pandas as pd
 
 from pipeline.core.params import BASELINE
 from pipeline.results.tables import MEASURES, Row
-from pipeline.results.text import UNDECIDED, change, number, verdict
+from pipeline.results.text import UNDECIDED, change, interval, known, number, verdict
 
+HALF = "fp16"  # the variant of half of fp32's bytes
 PALE = 0.35  # opacity of what is undecided
 SMALL = 10  # pixels of a name's letters
 LETTER = 5.4  # pixels of one on average
@@ -37,9 +38,12 @@ def pareto(results: pd.DataFrame) -> pd.DataFrame:
     return ordered[ordered.rate < ordered.rate.cummin().shift(fill_value=inf)]
 
 
-def points(results: pd.DataFrame) -> pd.DataFrame:
-    """Return what charts draw of one split's results: a row for each variant, in the table's order."""
-    base, top = baseline(results), limit(results)
+def points(results: pd.DataFrame, top: float | None = None) -> pd.DataFrame:
+    """Return what charts draw of one split's results: a row for each variant, in the table's order.
+
+    `top` is the rate at which the axis ends, by default `limit`.
+    """
+    base, top = baseline(results), limit(results) if top is None else top
     rows = []
     for row in results.itertuples():
         measure, beyond = MEASURES[row.measure], row.rate > top
@@ -70,6 +74,42 @@ def points(results: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def across(results: pd.DataFrame, top: float) -> pd.DataFrame:
+    """Return what a chart draws of several studies on the same speech: a row for each variant of each, by study.
+
+    `results` are lines of results.csv with columns study, model and reckoned. A variant is told apart by its study.
+    """
+    parts = []
+    for study, rows in results.groupby("study", sort=False):
+        measure, found = MEASURES[rows.measure.iloc[0]], points(rows, top)
+        ends = zip(found[measure.name], rows.rate_low, rows.rate_high, strict=True)
+        whole = found.variant.isin([BASELINE, HALF])
+        parts.append(
+            found.assign(
+                variant=f"{study}: " + found.variant,
+                model=rows.model.to_numpy(),
+                hollow=found.beyond | rows.reckoned.to_numpy(),
+                name=(rows.model.iloc[0] + " " + found.variant).where(whole, ""),
+                KL=[known(kl, ".4f") or "not measured" for kl in rows.kl],
+                **{measure.name: [f"{rate} {interval(low, high)}" for rate, low, high in ends]},
+            )
+        )
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(name=found.name.where(~found.name.duplicated(), ""))  # of several studies of a model, one
+
+
+def fronts(results: pd.DataFrame, top: float) -> pd.DataFrame:
+    """Return the corners of each model's Pareto front, up to its largest variant: columns model, size_mb and rate.
+
+    What is beyond `top`, where the axis ends, takes no part.
+    """
+    parts = []
+    for model, rows in results[results.rate <= top].groupby("model", sort=False):
+        best = pareto(rows)[["size_mb", "rate"]]
+        parts.append(pd.concat([best, best[-1:].assign(size_mb=rows.size_mb.max())]).assign(model=model))
+    return pd.concat(parts)
 
 
 def named(drawn: pd.DataFrame, line: float, right: float, top: float, width: int, height: int) -> pd.DataFrame:

@@ -1,12 +1,8 @@
 """The page that people look at, reports/index.html: one file that opens from disk, with words before scripts.
 
-Everything in it is computed from tables and scores; its words stand in templates/report.html.j2. Charts are Vega-Lite
-specifications that Vega draws in the browser: its script comes from vl-convert, and nothing is asked of the network.
+Everything in it is computed from tables and scores; its words stand in templates/report.html.j2.
 """
 
-import base64
-import functools
-import gzip
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
@@ -14,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.core.params import BASELINE
-from pipeline.results import changes, charts, decision, findings, page
+from pipeline.results import changes, charts, decision, document, findings, page
+from pipeline.results.tables import MEASURES, Row
 from pipeline.scoring.statistics import MARGINS
 
 SHOWN = 20  # changed utterances of a variant that the page has: those that lose most
@@ -34,8 +31,6 @@ def text(
     and `audio` has recordings by split and id of the utterance, as data URLs.
     """
     lines = study.lines
-    datasets: dict[str, Any] = {}
-    specs = {name: _shared(chart.to_dict(), datasets) for name, chart in charts.drawn(lines, layers).items()}
     largest = max(1, round(SHARE * study.of(BASELINE)[0].size_mb))
     goals: tuple[decision.Goal, ...] = ("nearest", "smallest", "fastest")
     return page.render_study(
@@ -47,22 +42,22 @@ def text(
         counts={name: len(found) for name, found in changed.items()},
         audio=audio,
         brief=brief,
-        charts={"specs": specs, "datasets": datasets},
+        heads=heads(study.of(BASELINE)),
         budget=budget(lines),
         best={goal: decision.recommend(lines, goal, largest, MARGINS[0]) for goal in goals},
         largest=largest,
         margins=decision.margins(lines),
         options=page.options(study.settings),
-        css=(page.TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        js=(page.TEMPLATES / "report.js").read_text(encoding="utf-8"),
-        vega=vega(),
+        own_js=document.source("report.js"),
+        **document.parts(charts.drawn(lines, layers)),
     )
 
 
-def _shared(spec: dict[str, Any], datasets: dict[str, Any]) -> dict[str, Any]:
-    """Move a chart's data among those of all: charts of the same data hold it once."""
-    datasets |= spec.pop("datasets")
-    return spec
+def heads(baseline: Sequence[Row]) -> list[str]:
+    """Return the heads of the table of all variants, `baseline` being fp32's line of each split."""
+    of_split = [(own.split, (MEASURES[own.measure].head, "less fp32's", "verdict")) for own in baseline]
+    rates = [f"{split} {head}" for split, each in of_split for head in each]
+    return ["variant", "MB", "saved", *rates, "KL", "flips %", "other texts", "p50 ms", "RTFx", "peak MB"]
 
 
 def budget(lines: pd.DataFrame) -> list[dict[str, Any]]:
@@ -89,12 +84,3 @@ def brief(text: str, words: int = WORDS) -> str:
 def finite(value: float) -> float | None:
     """Return a number that JSON knows, or None."""
     return value if isfinite(value) else None
-
-
-@functools.cache
-def vega() -> str:
-    """Return the script that draws charts, Vega-Embed with all that it needs: gzipped, in base64, half as much."""
-    import vl_convert
-
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=charts.VEGA_LITE)
-    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()

@@ -212,7 +212,7 @@ def test_the_table_is_sorted_by_its_heads(opened: "Page") -> None:
 def test_the_table_shows_rows_that_have_all_words(opened: "Page") -> None:
     opened.fill("#filter", "int4 HQQ")
     assert variants(opened) == ["hqq-int4"]
-    assert opened.inner_text("#shown") == "1 of 6 variants"
+    assert opened.inner_text("#shown") == "1 of 6 rows"
     opened.fill("#filter", "")
     assert variants(opened) == [*VARIANTS]
 
