@@ -171,7 +171,7 @@ def models(results: pd.DataFrame, looks: Looks) -> Chart:
     names = here.mark_text(align="left", fontSize=SMALL, color=INK).encode(alt.X("name_x:Q"), name_y, text="name:N")
     front = steps.encode(alt.X("size_mb:Q"), alt.Y("rate:Q"), color, order=alt.Order("size_mb:Q"))
     panel = alt.layer(front, *dots, lead, names).properties(width=WIDTH, height=HEIGHT, title=_title(base))
-    return _finished(alt.vconcat(panel))
+    return finished(alt.vconcat(panel))
 
 
 def differences(results: pd.DataFrame) -> Chart:
