@@ -89,10 +89,11 @@ def test_committed_templates_are_those_of_the_charts(tmp_path: Path, monkeypatch
 
 
 def marks(content: Any, kind: str) -> list[dict[str, str]]:
-    """Return what a specification says aloud of each of its marks of a kind, drawn by the Vega-Lite next to DVC's."""
+    """Return what a specification says aloud of the marks of a kind that are seen, drawn by a Vega-Lite like DVC's."""
     svg = vl_convert.vegalite_to_svg(content, vl_version="5.8")
-    said = re.findall(r'aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="(\w+)', svg)
-    return [dict(part.split(": ") for part in text.split("; ")) for text, each in said if each == kind]
+    said = re.findall(r'aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="(\w+)([^>]*)', svg)
+    seen = [text for text, each, rest in said if each == kind and ' opacity="0"' not in rest]
+    return [dict(part.split(": ") for part in text.split("; ")) for text in seen]
 
 
 def numbers(mark: dict[str, str], *names: str) -> tuple[float, ...]:

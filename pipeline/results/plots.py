@@ -76,11 +76,14 @@ def _moved(across: alt.X, up: alt.Y, y: str) -> list[Any]:
     Who asks for names gets those of all variants; else the ones that have moved, come or gone are named.
     """
     line = _ROWS.mark_line(color=charts.INK, opacity=0.4, strokeWidth=1).encode(across, up, _ORDER, detail="variant:N")
-    names = _ROWS.transform_filter("names || datum.moved").mark_text(align="left", dx=8, fontSize=SMALL)
-    return [
-        line,
-        names.encode(alt.X("mean(x):Q"), alt.Y(f"mean({y}):Q"), text="variant:N", color=alt.value(charts.INK)),
-    ]
+    names = _ROWS.mark_text(align="left", dx=8, fontSize=SMALL, color=charts.INK).encode(
+        alt.X("mean(x):Q"),
+        alt.Y(f"mean({y}):Q"),
+        text="variant:N",
+        detail="moved:N",
+        opacity=alt.when("names || datum.moved").then(alt.value(1)).otherwise(alt.value(0)),  # they keep their room
+    )
+    return [line, names]
 
 
 def _shape() -> alt.Shape:
