@@ -36,7 +36,7 @@ LOOKS = {
 """A backend's colour, which the colour-blind tell apart (Okabe and Ito's, Tol's), and a shape for print in grey."""
 OTHER = ("#DDAA00", "triangle-right")  # a backend that has no look of its own yet
 
-WIDTH, HEIGHT = 640, 300  # of a panel, in pixels
+WIDTH, PHONE, HEIGHT = 640, 250, 300  # of a panel, in pixels: its width, that on a phone, and its height
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with vl-convert: the same picture everywhere
 KINDS = [f"{of} {layer}" for of in ("self", "cross") for layer in ("q", "k", "v", "out")] + ["fc1", "fc2"]
 """The rows of the heat map, as sensitivity.csv names them."""
@@ -112,7 +112,6 @@ def _scatter(rows: pd.DataFrame, x: str, title: str, right: float, mark: float, 
     across = alt.X("x:Q", title=title, scale=alt.Scale(domain=[0, right], nice=False))
     up = alt.Y("shown:Q", title=MEASURES[base.measure].title, scale=alt.Scale(domain=[0, top], nice=False))
     color, at, here = _color(rows), alt.X(datum=mark), alt.Chart(found)
-    seen = alt.when("names").then(alt.value(1)).otherwise(alt.value(0))
     return alt.layer(
         _rule(4).encode(alt.Y(datum=base.rate)),
         _word(f"fp32, {base.size_mb:.0f} MB", align="right", dy=-6).encode(alt.X(datum=right), alt.Y(datum=base.rate)),
@@ -122,12 +121,7 @@ def _scatter(rows: pd.DataFrame, x: str, title: str, right: float, mark: float, 
         here.transform_filter(f"datum.variant === '{CANDIDATE}'")
         .mark_point(shape="circle", size=200, color=INK)
         .encode(across, up),
-        here.mark_rule(strokeWidth=0.6).encode(
-            across, alt.Y("shown:Q"), alt.X2("near:Q"), alt.Y2("name_y:Q"), color=color, opacity=seen
-        ),
-        here.mark_text(align="left", fontSize=SMALL, color=INK).encode(
-            alt.X("name_x:Q"), alt.Y("name_y:Q"), text="name:N", opacity=seen
-        ),
+        *_names(found, "names", color),
     )
 
 
@@ -153,24 +147,23 @@ def models(results: pd.DataFrame, looks: Looks) -> Chart:
     Pareto front, up to its fp32.
     """
     top, right = max(limit(rows) for _, rows in results.groupby("study")), 1.05 * results.size_mb.max()
-    found, base = across(results, top), baseline(results)
-    found = named(found.assign(x=found["size"]), 0, right, 1.04 * top, WIDTH, HEIGHT)
+    found, base, names = across(results, top), baseline(results), []
     x = alt.X("x:Q", title="weights on disk, MB", scale=alt.Scale(domain=[0, right], nice=False))
-    title, scale = MEASURES[base.measure].title, alt.Scale(domain=[0, 1.04 * top], nice=False)
-    y, name_y = alt.Y("shown:Q", title=title, scale=scale), alt.Y("name_y:Q")
+    ends = alt.Scale(domain=[0, 1.04 * top], nice=False)
+    y = alt.Y("shown:Q", title=MEASURES[base.measure].title, scale=ends)
     color, shape = alt.Color("model:N", **_scaled(looks, 0)), alt.Shape("model:N", **_scaled(looks, 1))
-    steps = alt.Chart(fronts(results, top)).mark_line(interpolate="step-after", strokeWidth=2, opacity=0.5)
+    front = alt.Chart(fronts(results, top)).mark_line(interpolate="step-after", strokeWidth=2, strokeOpacity=0.7)
     size = alt.when(PICKED).then(alt.value(180)).otherwise(alt.value(60))
     tips = ["variant", "model", "weights", MEASURES[base.measure].name, "against fp32", "verdict", "KL"]
     dots = [
         alt.Chart(part).mark_point(filled=not hollow, opacity=1).encode(x, y, color, shape, size=size, tooltip=tips)
         for hollow, part in found.groupby("hollow")
     ]
-    here = alt.Chart(found[found.name != ""])
-    lead = here.mark_rule(strokeWidth=0.6).encode(x, y, alt.X2("near:Q"), alt.Y2("name_y:Q"), color=color)
-    names = here.mark_text(align="left", fontSize=SMALL, color=INK).encode(alt.X("name_x:Q"), name_y, text="name:N")
-    front = steps.encode(alt.X("size_mb:Q"), alt.Y("rate:Q"), color, order=alt.Order("size_mb:Q"))
-    panel = alt.layer(front, *dots, lead, names).properties(width=WIDTH, height=HEIGHT, title=_title(base))
+    for width, when in ((WIDTH, "names"), (PHONE, "!names")):
+        placed = named(found, results.rate.min(), right, 1.04 * top, width, HEIGHT)
+        names += _names(placed[placed.name != ""], when, color)
+    front = front.encode(alt.X("size_mb:Q"), alt.Y("rate:Q"), color, order=alt.Order("size_mb:Q"))
+    panel = alt.layer(front, *names, *dots).properties(width=WIDTH, height=HEIGHT, title=_title(base))
     return finished(alt.vconcat(panel))
 
 
@@ -284,6 +277,15 @@ def _rule(dash: int) -> alt.Chart:
 def _word(text: str, **how: Any) -> alt.Chart:
     word: alt.Chart = alt.Chart(_NOTHING).mark_text(text=text, fontSize=SMALL, color=INK, **how)
     return word
+
+
+def _names(found: pd.DataFrame, when: str, color: alt.Color) -> list[alt.Chart]:
+    """Return what `points.named` has placed, and lines from there to the points; seen where an expression is true."""
+    here, seen = alt.Chart(found), alt.when(when).then(alt.value(1)).otherwise(alt.value(0))
+    x, y, at = alt.X("name_x:Q"), alt.Y("name_y:Q"), (alt.X("x:Q"), alt.Y("shown:Q"))
+    line = here.mark_rule(strokeWidth=0.6).encode(*at, alt.X2("near:Q"), alt.Y2("name_y:Q"), color=color, opacity=seen)
+    name = here.mark_text(align="left", fontSize=SMALL, color=INK).encode(x, y, text="name:N", opacity=seen)
+    return [line, name]
 
 
 def _color(rows: pd.DataFrame) -> alt.Color:

@@ -6,6 +6,7 @@ Everything on it is computed from the studies' files; its words stand in templat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import nan
 from pathlib import Path
 
 import pandas as pd
@@ -83,7 +84,10 @@ def heard(folder: Path) -> list[str]:
 
 
 def panels(studies: Mapping[str, findings.Study], heard: Mapping[str, Sequence[str]]) -> list[Panel]:
-    """Return what compares, by name of the study: those of most models first, then those of most utterances."""
+    """Return what compares; studies and what they heard come by name.
+
+    What has most models comes first, then the corpus with most utterances in a split.
+    """
     found: dict[tuple[object, ...], list[pd.DataFrame]] = {}
     for name, study in studies.items():
         settings = study.settings
@@ -94,7 +98,8 @@ def panels(studies: Mapping[str, findings.Study], heard: Mapping[str, Sequence[s
             own = lines.assign(study=name, model=settings.model, reckoned=False)
             found.setdefault(key, []).append(own)
     whole = [(str(key[0]), pd.concat(parts, ignore_index=True)) for key, parts in found.items()]
-    whole.sort(key=lambda one: (-one[1].model.nunique(), -one[1].utterances.iloc[0]))
+    most = {name: max(lines.utterances.max() for corpus, lines in whole if corpus == name) for name, _ in whole}
+    whole.sort(key=lambda one: (-one[1].model.nunique(), -most[one[0]]))
     return [Panel(f"{lines.split.iloc[0]}-{n}", corpus, lines) for n, (corpus, lines) in enumerate(whole, start=1)]
 
 
@@ -102,7 +107,8 @@ def halved(panel: Panel) -> pd.DataFrame:
     """Return a panel's lines, and float16 of models for which no study measured it: fp32's texts, half of its bytes."""
     measured = {*panel.lines.model[panel.lines.variant == HALF]}
     added = panel.lines[(panel.lines.variant == BASELINE) & ~panel.lines.model.isin(measured)].drop_duplicates("model")
-    added = added.assign(variant=HALF, size_mb=added.size_mb / 2, verdict="not measured: fp32's texts", reckoned=True)
+    told = {"delta": nan, "verdict": "not measured: fp32's texts", "reckoned": True}
+    added = added.assign(variant=HALF, size_mb=added.size_mb / 2, **told)
     return pd.concat([panel.lines, added], ignore_index=True)
 
 

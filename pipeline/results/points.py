@@ -89,6 +89,7 @@ def across(results: pd.DataFrame, top: float) -> pd.DataFrame:
         parts.append(
             found.assign(
                 variant=f"{study}: " + found.variant,
+                x=found["size"],
                 model=rows.model.to_numpy(),
                 hollow=found.beyond | rows.reckoned.to_numpy(),
                 name=(rows.model.iloc[0] + " " + found.variant).where(whole, ""),

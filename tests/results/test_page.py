@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.core import params
 from pipeline.core.errors import UserError
-from pipeline.results import page, tables
+from pipeline.results import overview, page, tables
 from tests import made
 from tests.conftest import ROOT
 from tests.made import FP32, LINES, OWN, line, protocol, sections
@@ -31,8 +31,9 @@ def test_committed_studies_have_the_page_that_their_files_make() -> None:
 
 
 def test_the_index_of_committed_studies_is_what_their_files_make() -> None:
-    """After a change of studies: python -m pipeline.study --index."""
+    """After a change of studies: make page."""
     assert (ROOT / "studies/README.md").read_text() == page.index(STUDIES)
+    assert (ROOT / "studies/index.html").read_text() == overview.text(STUDIES)
 
 
 def test_the_index_has_every_claim_by_model(folder: Path, tmp_path: Path) -> None:

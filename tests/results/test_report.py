@@ -3,8 +3,6 @@
 import json
 import random
 import re
-import shutil
-from collections.abc import Iterator
 from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ import pytest
 from pipeline.results import changes, decision, findings, report, tables
 from tests import made
 from tests.made import FP32, line
+from tests.results.browsing import unreadable, variants
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -157,42 +156,6 @@ def test_forty_variants_that_loop_fit_in_a_page(tmp_path: Path) -> None:
     assert len(report.text(study, dict.fromkeys(quantized, found), None, {})) < 1_200_000
 
 
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("NOT TESTED: the page in a browser, as no chromium is installed (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def opened(browser: "Browser", page: Path) -> "Iterator[Page]":
-    """Return the page with its charts drawn; nothing may have gone wrong, or been asked for, in the end."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    tab = context.new_page()
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: said.append(request.url))
-    tab.goto(page.as_uri())
-    tab.wait_for_function(
-        "document.querySelectorAll('.chart svg').length === document.querySelectorAll('.chart').length"
-    )
-    yield tab
-    assert said == [page.as_uri()]
-    context.close()
-
-
-def variants(tab: "Page") -> list[str]:
-    """Return the variants that the table shows, in its order."""
-    return tab.locator("#variants tbody tr:visible th").all_inner_texts()
-
-
 @pytest.mark.slow
 def test_the_table_is_sorted_by_its_heads(opened: "Page") -> None:
     head = opened.locator("#variants thead th").nth(1)
@@ -286,16 +249,8 @@ def test_a_link_opens_the_changed_texts(opened: "Page") -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_everybody_can_read_it(opened: "Page", width: int, scheme: "Any") -> None:
-    """axe-core finds nothing serious, and a phone does not scroll sideways."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    opened.emulate_media(color_scheme=scheme)
-    opened.set_viewport_size({"width": width, "height": 844})
     opened.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    opened.wait_for_timeout(1500)  # the charts are drawn anew for another width
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    found = Axe().run(opened).response["violations"]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
+    assert unreadable(opened, width, scheme) == []
 
 
 @pytest.mark.slow
