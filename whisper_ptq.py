@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.results.changes import Change
     from pipeline.results.tables import Row
-    from pipeline.whisper.inference.longform import Transcript
+    from pipeline.whisper.longform import Transcript
 
 __all__ = ["UserError", "compare", "export", "recommend", "results", "review", "transcribe"]
 

@@ -25,7 +25,8 @@ from pipeline.scoring import normalizers, wer
 from pipeline.speech import corpus
 from pipeline.speech.corpus import Utterance
 from pipeline.speech.sources import audio
-from pipeline.whisper.inference import decoding, longform, mel
+from pipeline.whisper import longform
+from pipeline.whisper.inference import decoding, mel
 
 MODELS = Path("models")
 _ALL = 10**6

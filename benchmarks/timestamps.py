@@ -18,7 +18,8 @@ from benchmarks.foretell import MODELS, speech
 from pipeline import backends
 from pipeline.core import manifest, params, stage
 from pipeline.speech import corpus
-from pipeline.whisper.inference import decoding, longform
+from pipeline.whisper import longform
+from pipeline.whisper.inference import decoding
 
 MOVED = 0.2
 """Seconds beyond which a reader of subtitles may see it."""

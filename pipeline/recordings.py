@@ -9,7 +9,7 @@ from pipeline.core import languages, machine, manifest, params
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.whisper.inference.longform import Transcript
+    from pipeline.whisper.longform import Transcript
 
 
 def text(heard: "Transcript") -> str:
@@ -99,7 +99,8 @@ def transcribe(recordings: Iterable[Path], variant: str, language: str) -> "Iter
 
     from pipeline import backends
     from pipeline.speech.sources import media
-    from pipeline.whisper.inference import decoding, longform
+    from pipeline.whisper import longform
+    from pipeline.whisper.inference import decoding
 
     vocabulary = decoding.Vocabulary.read(folder, language, "transcribe", how.suppress_non_speech, timestamps=True)
     model = backends.load(name, folder, machine.device(settings.device, name, backends.get(name).DEVICES))

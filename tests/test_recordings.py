@@ -15,7 +15,7 @@ from pipeline import quantize, recordings
 from pipeline.command import Form, app
 from pipeline.core.errors import UserError
 from pipeline.speech import corpus
-from pipeline.whisper.inference.longform import Segment, Transcript
+from pipeline.whisper.longform import Segment, Transcript
 from tests.conftest import ROOT, Project
 
 Ask = Callable[..., Result]

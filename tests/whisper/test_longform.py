@@ -18,7 +18,8 @@ from pipeline.scoring import normalizers
 from pipeline.speech import corpus
 from pipeline.speech.corpus import Utterance
 from pipeline.speech.sources import audio, media
-from pipeline.whisper.inference import decoding, longform
+from pipeline.whisper import longform
+from pipeline.whisper.inference import decoding
 from pipeline.whisper.inference.decoding import Engine, Vocabulary
 from pipeline.whisper.inference.mel import SAMPLE_RATE, Samples
 from pipeline.whisper.inference.timestamps import Timestamps
