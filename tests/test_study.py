@@ -286,6 +286,13 @@ def test_commands(project: Study) -> None:
     assert readme.read_text() == text
     assert Path("studies/base/figures/wer.svg").read_text().startswith("<svg")  # it was no picture
     assert project.did(*command, "--headline", "studies/base") == page.headline(Path("studies/base")) + "\n"
+    overviews = [Path("studies/README.md"), Path("studies/index.html")]
+    before = [file.read_text() for file in overviews]
+    for file in overviews:
+        file.unlink()
+    said = project.did(*command, "--index")
+    assert re.fullmatch(r"studies/index\.html: 0\.\d MB, opens from disk\n", said)
+    assert [file.read_text() for file in overviews] == before
     failed = project.run(*command, "--page", "studies/other")
     assert (failed.returncode, failed.stdout) == (
         1,
