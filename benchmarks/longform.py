@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.foretell import speech
+from benchmarks.foretell import MODELS, speech
 from pipeline import backends
 from pipeline.core import manifest, params, stage
 from pipeline.scoring import normalizers, wer
@@ -28,7 +28,6 @@ from pipeline.speech.sources import audio
 from pipeline.whisper import longform
 from pipeline.whisper.inference import decoding, mel
 
-MODELS = Path("models")
 _ALL = 10**6
 CLOSE = 1.0
 """Seconds within which a bound counts as found."""

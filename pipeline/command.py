@@ -179,9 +179,9 @@ def export(
 def review(base: Annotated[str, typer.Argument(metavar="BASE", help="A commit.")] = "main") -> None:
     """Say in Markdown what a change did to accuracy and size, and whether it may land (1: it may not)."""
     with stage.guarded("review"):
-        told, passes = whisper_ptq.review(base)
-        print(told, end="")
-        raise typer.Exit(int(not passes))
+        from pipeline import review as reviewing
+
+        raise typer.Exit(reviewing.main(base))
 
 
 if __name__ == "__main__":

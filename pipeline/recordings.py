@@ -1,11 +1,12 @@
 """Transcribe recordings of one's own with a variant: as text, JSON or subtitles (`whisper-ptq transcribe`)."""
 
+import html
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core import languages, machine, manifest, params
+from pipeline.core import artifacts, languages, machine, manifest, params
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def srt(heard: "Transcript") -> str:
 def vtt(heard: "Transcript") -> str:
     """Return subtitles as a browser's <track> reads them (W3C, WebVTT)."""
     cues = (
-        f"\n{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{_escaped(segment.text)}\n"
+        f"\n{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{html.escape(segment.text, quote=False)}\n"
         for segment in heard.segments
     )
     return "WEBVTT\n" + "".join(cues)
@@ -50,10 +51,6 @@ FORMATS: dict[str, Callable[["Transcript"], str]] = {"text": text, "json": to_js
 def _clock(seconds: float, point: str) -> str:
     whole, thousandths = divmod(round(1000 * seconds), 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{thousandths:03}"
-
-
-def _escaped(words: str) -> str:
-    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def outputs(recordings: Iterable[Path], folder: Path, kind: str) -> dict[Path, Path]:
@@ -71,9 +68,7 @@ def outputs(recordings: Iterable[Path], folder: Path, kind: str) -> dict[Path, P
 
 def shipped() -> str:
     """Return the variant that dvc.yaml marks as recommended; raise UserError where it marks none."""
-    from pipeline.review import recommended
-
-    found = recommended(Path("dvc.yaml").read_text(encoding="utf-8"))
+    found = artifacts.recommended(Path("dvc.yaml").read_text(encoding="utf-8"))
     if not found:
         raise UserError("dvc.yaml marks no artifact as recommended; name a variant")
     return next(iter(found))

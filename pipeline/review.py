@@ -9,16 +9,14 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pipeline.core import commands, params, stage
+from pipeline.core.artifacts import recommended
 from pipeline.core.errors import UserError, naming
 from pipeline.results import page, review, tables
 from pipeline.results.review import Results
 
 HEAD = 2  # lines of a Markdown table that has no rows
-LABEL = "recommended"
-"""What marks an artifact of dvc.yaml as one that people ship."""
 
 
 def main(name: str) -> int:
@@ -82,14 +80,6 @@ def show(base: str, path: str) -> str:
         reason = " ".join(done.stderr.split())
         raise UserError(f"{path} of {base!r} cannot be read ({reason}); name a commit that has it, such as main")
     return done.stdout
-
-
-def recommended(text: str) -> dict[str, str]:
-    """Return the variants that artifacts of a dvc.yaml mark as recommended, with the artifacts' names."""
-    from ruamel.yaml import YAML
-
-    artifacts: dict[str, Any] = YAML(typ="safe").load(text).get("artifacts") or {}
-    return {Path(of["path"]).name: name for name, of in artifacts.items() if LABEL in (of.get("labels") or [])}
 
 
 def stricter(ours: params.Review, text: str) -> params.Review:

@@ -17,8 +17,6 @@ from pipeline.whisper.inference import decoding, mel
 from pipeline.whisper.inference.decoding import Engine, Vocabulary
 from pipeline.whisper.model.network import Whisper
 
-_FRAME = 320
-"""Samples of 20 ms."""
 _QUIET = 0.01
 """Of the loudest frames' energy: what is 20 dB below them is no speech."""
 _SILENCE = 1e-6
@@ -70,14 +68,14 @@ class _Window:
     @cached_property
     def speech(self) -> NDArray[np.bool_]:
         """Tell of each 20 ms whether it is loud enough."""
-        energies = np.square(self.sound[: len(self.sound) // _FRAME * _FRAME].reshape(-1, _FRAME)).mean(axis=1)
+        energies = np.square(self.sound[: len(self.sound) // mel.FRAME * mel.FRAME].reshape(-1, mel.FRAME)).mean(axis=1)
         least = _QUIET * np.quantile(energies, 0.95) if len(energies) else 0
         loud: NDArray[np.bool_] = energies > max(least, _SILENCE)
         return loud
 
     def spoken(self, start: float, end: float) -> float:
         """Return the seconds of speech between two of its seconds."""
-        frame = _FRAME / mel.SAMPLE_RATE
+        frame = mel.FRAME / mel.SAMPLE_RATE
         return float(self.speech[round(start / frame) : round(end / frame)].sum()) * frame
 
     def halves(self) -> list[mel.Span]:

@@ -13,9 +13,9 @@ SAMPLE_RATE = 16_000
 WINDOW = 30 * SAMPLE_RATE
 """Samples that a published Whisper's encoder sees at once."""
 _FFT, _HOP = 400, 160
-_FRAME = SAMPLE_RATE // 50
+FRAME = SAMPLE_RATE // 50
 """Samples of 20 ms: of one position of the encoder, and of one value of the energy by which sound is cut."""
-_BLOCK = 3000 * _FRAME
+_BLOCK = 3000 * FRAME
 """Samples read at once where a cut is sought: a minute."""
 
 Samples = NDArray[np.float32]
@@ -25,7 +25,7 @@ Span = tuple[int, int]
 
 def window(positions: int) -> int:
     """Return how many samples an encoder of so many positions sees at once: two frames of features a position."""
-    return positions * _FRAME
+    return positions * FRAME
 
 
 def windows(read: Callable[[int, int], Samples], samples: int, longest: int = WINDOW) -> list[Span]:
@@ -40,12 +40,12 @@ def windows(read: Callable[[int, int], Samples], samples: int, longest: int = WI
         if length <= longest:
             return [(start, end)]
         middle, reach = start + length // 2, length // 10
-        first, last = middle - reach, middle - reach + 2 * reach // _FRAME * _FRAME
+        first, last = middle - reach, middle - reach + 2 * reach // FRAME * FRAME
         energies = [
-            np.square(read(at, min(at + _BLOCK, last)).reshape(-1, _FRAME)).sum(axis=1)
+            np.square(read(at, min(at + _BLOCK, last)).reshape(-1, FRAME)).sum(axis=1)
             for at in range(first, last, _BLOCK)
         ]
-        quietest = first + int(np.concatenate(energies).argmin()) * _FRAME + _FRAME // 2
+        quietest = first + int(np.concatenate(energies).argmin()) * FRAME + FRAME // 2
         return [*cut(start, quietest), *cut(quietest, end)]
 
     return cut(0, samples)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-STEP = 0.02
+from pipeline.whisper.inference import mel
+
+STEP = mel.FRAME / mel.SAMPLE_RATE
 """Seconds from one timestamp to the next: a position of the encoder."""
 
 _COUNT = 1501
